@@ -1,0 +1,334 @@
+"""Trains and evaluates a network. Knows nothing of compression: a stage is a loss and hooks."""
+
+import contextlib
+import hashlib
+import io
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pqd.config import TrainConfig
+from pqd.errors import UserError, choices
+
+log = logging.getLogger(__name__)
+
+LossFn = Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]]
+Precision = Literal["fp32", "bf16"]
+
+# `train.compile=auto` compiles a stage of at least so many steps. Compiling costs 15 s (cached on
+# disk) to 100 s (cold) on a CPU, where it then saves a tenth of a step; on a GPU it saves half.
+COMPILE_FROM_STEPS = {"cpu": 4000, "cuda": 1000}
+
+
+class Batches(Protocol):
+    """Training images in epochs of equally sized batches, on the device (`pqd.data`)."""
+
+    def __len__(self) -> int:
+        """Steps per epoch."""
+
+    def epoch(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images [B, C, H, W] and labels [B] in an order that depends on `seed` alone."""
+
+
+def _nothing(_: object) -> None:
+    pass
+
+
+def fit(
+    model: nn.Module,
+    batches: Batches,
+    loss_fn: LossFn,
+    *,
+    settings: TrainConfig,
+    epochs: int,
+    lr: float,
+    seed: int,
+    validate: Callable[[nn.Module], float] | None,
+    before_step: Callable[[int], None] = _nothing,
+    on_epoch: Callable[[dict[str, float]], None] = _nothing,
+    checkpoint: Path | None = None,
+) -> list[dict[str, float]]:
+    """Trains `model` in place with SGD, Nesterov momentum, warm-up and cosine decay.
+
+    Nothing inside an epoch waits for the device: the metrics are summed there and fetched once
+    per epoch. On a CPU a resumed run ends bit-identical to an uninterrupted one.
+
+    Args:
+        model: moved to the device, in channels_last; left in training or evaluation mode.
+        batches: the training images, already on the device.
+        loss_fn: maps (model, images [B, C, H, W], labels [B]) to named scalars, of which "loss"
+            is differentiated, and "logits" [B, K]. It is compiled together with the network.
+        settings: optimizer, device, precision and compilation.
+        epochs: at least 1.
+        lr: the highest learning rate, reached at the end of the warm-up.
+        seed: of everything random (order, augmentation, dropout), together with the epoch.
+        validate: returns an accuracy in %; called after each epoch.
+        before_step: called before each step with its index, counted from the first epoch's first
+            step; masks, calibration and freezing happen there. The model is put into training
+            mode once per epoch, before its first call. A resumed run starts with a later index.
+        on_epoch: called with an epoch's metrics and `eta_s`, the time left in seconds.
+        checkpoint: written after each epoch, atomically; training resumes from it where it
+            exists. The caller deletes it.
+
+    Returns:
+        One dict per epoch: epoch (from 1), the parts of the loss, train_accuracy and
+        validation_accuracy in %, lr (of the epoch's last step), images_per_s (of training
+        alone), seconds (validation included).
+
+    Raises:
+        UserError: the loss is not finite any more (the checkpoint is then the last finite
+            epoch's), or the checkpoint cannot be written.
+    """
+    device = resolve_device(settings.device)
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # every batch has the same shape
+    optimizer = _sgd(model, settings)
+    steps = epochs * len(batches)
+    run = {"epochs": epochs, "steps": steps, "lr": lr, "seed": seed}
+    history = _resume(checkpoint, run, model, optimizer, device) if checkpoint else []
+    train_step = _train_step(
+        model,
+        loss_fn,
+        device,
+        resolve_precision(settings.precision, device),
+        resolve_compile(settings.compile, device, steps),
+    )
+
+    for epoch in range(len(history), epochs):
+        started = time.perf_counter()
+        epoch_seed = _epoch_seed(seed, epoch)
+        torch.manual_seed(epoch_seed)
+        model.train()
+        names: list[str] = []
+        sums: Tensor | float = 0.0
+        seen, rate = 0, lr
+        for step, (images, labels) in enumerate(batches.epoch(epoch_seed), epoch * len(batches)):
+            before_step(step)
+            rate = learning_rate(step, steps, lr, settings.warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            parts = train_step(images, labels)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            names = list(parts)
+            values = torch.stack([part.detach().float() for part in parts.values()])
+            sums = sums + values.double() * len(images)
+            seen += len(images)
+        means = (torch.as_tensor(sums) / seen).tolist()  # waits for the device
+        trained = time.perf_counter()
+        metrics: dict[str, float] = {"epoch": epoch + 1, **dict(zip(names, means, strict=True))}
+        if not math.isfinite(metrics["loss"]):
+            raise UserError(
+                f"the loss became {metrics['loss']} in epoch {epoch + 1} of {epochs}, at learning "
+                f"rate {rate:.3g} (highest {lr:g}); a lower train.lr usually helps"
+            )
+        if validate is not None:
+            metrics["validation_accuracy"] = validate(model)
+        metrics["lr"] = rate
+        metrics["images_per_s"] = seen / (trained - started)
+        metrics["seconds"] = time.perf_counter() - started
+        history.append(metrics)
+        if checkpoint:
+            _save(checkpoint, run, model, optimizer, history)
+        on_epoch(metrics | {"eta_s": (epochs - epoch - 1) * metrics["seconds"]})
+    return history
+
+
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Top-1 accuracy in % of `model` in evaluation mode (it stays so) and float32.
+
+    Args:
+        model: maps images [B, C, H, W] to logits [B, K].
+        batches: images [B, C, H, W] and labels [B] on the model's device.
+    """
+    model.eval()
+    correct: Tensor | int = 0
+    total = 0
+    with torch.inference_mode():
+        for images, labels in batches:
+            correct = correct + (model(images).argmax(1) == labels).sum()
+            total += len(labels)
+    return 100 * int(correct) / total
+
+
+def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """The predicted class of every image, int64 [N] on the CPU; modes as in `evaluate`."""
+    model.eval()
+    with torch.inference_mode():
+        return torch.cat([model(images).argmax(1) for images, _ in batches]).cpu()
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
+    """Linear warm-up, then cosine decay to 0 (Loshchilov and Hutter 2017, arXiv 1608.03983).
+
+    Args:
+        step: from 0 to `steps` - 1.
+        steps: of the whole stage.
+        peak: the learning rate at the end of the warm-up.
+        warmup: share of the steps, in [0, 1).
+    """
+    rising = round(warmup * steps)
+    if step < rising:
+        return peak * ((step + 1) / rising)
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / (steps - rising)))
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that `train.device` names; `auto` is the first CUDA device, else the CPU.
+
+    Raises:
+        UserError: no such device.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda" if count else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not index.isdecimal())):
+        raise choices("train.device", name, ("auto", "cpu", "cuda", "cuda:N"))
+    if kind == "cuda" and int(index or 0) >= count:
+        found = f"only {count} CUDA device(s)" if count else "no CUDA device"
+        raise UserError(f"train.device={name}, but this machine has {found}; use auto or cpu")
+    return torch.device(name)
+
+
+def resolve_precision(name: str, device: torch.device) -> Precision:
+    """What `train.precision` means on `device`; `auto` is bf16 where the hardware computes in it.
+
+    On a CPU that is one with AVX512-BF16 or AMX; others emulate bf16, ten times slower than FP32.
+    """
+    if name in ("fp32", "bf16"):
+        return name  # type: ignore[return-value]
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0) or bool(torch.version.hip)
+    else:
+        # Older versions of torch only have the private probe.
+        flags: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+        probe = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)
+        native = any(flags.get(f) for f in ("avx512_bf16", "amx_bf16")) if flags else probe()
+    return "bf16" if native else "fp32"
+
+
+def resolve_compile(name: str, device: torch.device, steps: int) -> bool:
+    """Whether `train.compile` compiles a stage of so many steps (see `COMPILE_FROM_STEPS`).
+
+    The rule counts steps, not seconds, so that a run's result does not depend on its timing.
+    """
+    return name == "true" or (name == "auto" and steps >= COMPILE_FROM_STEPS[device.type])
+
+
+def _sgd(model: nn.Module, settings: TrainConfig) -> torch.optim.SGD:
+    """Weight decay acts on weights (ndim >= 2) alone: not on batch norm, biases, quantizers."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.ndim >= 2]},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(
+        groups,
+        lr=0.0,  # set before each step
+        momentum=settings.momentum,
+        nesterov=settings.momentum > 0,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+
+
+def _train_step(
+    model: nn.Module, loss_fn: LossFn, device: torch.device, precision: Precision, compiled: bool
+) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
+    """Forward and backward pass of one batch, as a function that returns the metrics."""
+
+    def forward(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            parts = dict(loss_fn(model, images, labels))
+        hits = parts.pop("logits").argmax(1) == labels
+        return parts | {"train_accuracy": 100 * hits.float().mean()}
+
+    run = forward
+    if compiled:
+        torch.compiler.reset()  # drop the previous stage's code, which counts towards a limit
+        run = torch.compile(forward, dynamic=False)
+
+    def step(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        nonlocal run
+        try:
+            parts = run(images, labels)
+            parts["loss"].backward()
+        except Exception as error:
+            if run is forward:
+                raise
+            # Either half may have failed to compile; if the fault is not the compiler's, the
+            # eager step raises it again.
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            log.warning("torch.compile failed, training goes on in eager mode: %s", reason)
+            run = forward
+            model.zero_grad(set_to_none=True)
+            parts = run(images, labels)
+            parts["loss"].backward()
+        return parts
+
+    return step
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    digest = hashlib.sha256(f"{seed}/{epoch}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def _save(
+    path: Path,
+    run: dict[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    history: list[dict[str, float]],
+) -> None:
+    buffer = io.BytesIO()
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save(state | {"run": run, "history": history}, buffer)
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise UserError(f"cannot write the checkpoint {path}: {error.strerror}") from error
+
+
+def _resume(
+    path: Path,
+    run: dict[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+) -> list[dict[str, float]]:
+    """Loads `path` into model and optimizer; a file that does not fit changes neither."""
+    if not path.exists():
+        return []
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        if state["run"] != run:
+            raise ValueError(f"it belongs to a run with {state['run']}, this one has {run}")
+        shapes = {name: value.shape for name, value in model.state_dict().items()}
+        if {name: value.shape for name, value in state["model"].items()} != shapes:
+            raise ValueError("it belongs to another network")
+        history = list(state["history"])
+        optimizer.load_state_dict(state["optimizer"])
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        log.warning("ignoring the checkpoint %s and starting anew: %s", path, reason)
+        return []
+    model.load_state_dict(state["model"])
+    return history
