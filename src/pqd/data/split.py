@@ -1,0 +1,120 @@
+"""What a split is, and how splits are cut, resized and hashed."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+RESIZE_CHUNK = 1024  # images at once: bounds the memory of intermediate results
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and what they show.
+
+    Attributes:
+        images: uint8 [N, H, W, C] on the CPU; C is 1 (gray) or 3 (RGB).
+        labels: int64 [N].
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    def take(self, indices: Tensor) -> "Split":
+        """The images at `indices`, int64 [M], as a copy."""
+        return Split(self.images[indices], self.labels[indices])
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as it is stored: class names, and train and test as its makers split it."""
+
+    classes: list[str]
+    train: Split
+    test: Split
+
+
+def balanced_order(labels: Tensor, seed: int) -> Tensor:
+    """Shuffles so that every prefix holds each class in its share of the whole.
+
+    The image that comes k-th of n in its class is placed at (k + 1/2) / n, so a prefix of m of N
+    images holds each class m n / N times, to within one image.
+
+    Args:
+        labels: int64 [N].
+        seed: of the order within each class.
+
+    Returns:
+        A permutation of 0..N-1, int64 [N].
+    """
+    # The stream of RandomState is frozen for good; those of default_rng and torch are not.
+    shuffled = np.random.RandomState(seed).permutation(len(labels))
+    by_class = shuffled[np.argsort(labels.numpy()[shuffled], kind="stable")]
+    counts = np.bincount(labels.numpy())
+    place = np.concatenate([(np.arange(n) + 0.5) / n for n in counts if n])
+    return torch.from_numpy(by_class[np.argsort(place, kind="stable")])
+
+
+def cut(split: Split, first: int, seed: int) -> tuple[Split, Split]:
+    """Cuts `split` in two, stratified, each part in the original order.
+
+    Args:
+        split: what is cut.
+        first: number of images of the first part.
+        seed: decides which images these are.
+    """
+    order = balanced_order(split.labels, seed)
+    return split.take(order[:first].sort().values), split.take(order[first:].sort().values)
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Resizes uint8 [N, H, W, C] to uint8 [N, size, size, C], bilinear with anti-aliasing."""
+    count, height, width, channels = images.shape
+    if (height, width) == (size, size):
+        return images
+    out = torch.empty((count, size, size, channels), dtype=torch.uint8)
+    for source, target in zip(images.split(RESIZE_CHUNK), out.split(RESIZE_CHUNK), strict=True):
+        resized = functional.interpolate(
+            source.permute(0, 3, 1, 2), (size, size), mode="bilinear", antialias=True
+        )
+        target.copy_(resized.permute(0, 2, 3, 1))
+    return out
+
+
+def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of every channel, in units of 1 (pixel / 255).
+
+    They come from integer counts of the 256 values, so they are exact and do not depend on the
+    order of summation. A channel without any variation gets the deviation 1.
+
+    Args:
+        images: uint8 [N, H, W, C].
+
+    Returns:
+        Means and deviations, C numbers each.
+    """
+    values = torch.arange(256, dtype=torch.float64) / 255
+    means, deviations = [], []
+    for channel in images.unbind(-1):
+        share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
+        mean = (share * values).sum()
+        means.append(mean.item())
+        deviations.append((share * (values - mean) ** 2).sum().sqrt().item() or 1.0)
+    return tuple(means), tuple(deviations)
+
+
+def fingerprint(facts: object, *splits: Split) -> str:
+    """First 16 hex digits of the SHA-256 of `repr(facts)`, pixels and labels, in their order."""
+    digest = hashlib.sha256(repr(facts).encode())
+    for split in splits:
+        digest.update(repr(tuple(split.images.shape)).encode())
+        digest.update(split.images.numpy().data)
+        digest.update(split.labels.numpy().data)
+    return digest.hexdigest()[:16]
