@@ -1,0 +1,213 @@
+"""What a run shows while it works: a bar or lines per stage, and the tables at its end."""
+
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+LINES_PER_STAGE = 20  # at most, where there is no terminal
+PLAIN_WIDTH = 160  # columns of a table where there is no terminal to ask
+DASH = "-"
+
+
+def make_console() -> Console:
+    """A console on stdout; where that is no terminal it is wide enough for the tables."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
+
+
+class StageProgress:
+    """Shows one stage's training: a bar on a terminal, else a line for (some of) the epochs.
+
+    Use as a context manager around `pqd.training.fit`, with `step` in its `before_step` and
+    `epoch` as its `on_epoch`.
+
+    Args:
+        stage: its name.
+        epochs: of the whole stage.
+        steps: of the whole stage.
+        console: where to show it; None is stdout.
+    """
+
+    def __init__(  # noqa: D107
+        self, stage: str, epochs: int, steps: int, console: Console | None = None
+    ) -> None:
+        self.stage, self.epochs, self._steps = stage, epochs, steps
+        self.console = console or make_console()
+        self._bar: Progress | None = None
+        if self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=10),
+                TextColumn("{task.fields[epoch]}"),
+                TextColumn("{task.fields[metrics]}"),
+                TimeRemainingColumn(compact=True),
+                console=self.console,
+            )
+            self._task = self._bar.add_task(
+                stage, total=steps, epoch=f"0/{epochs}", metrics="starting"
+            )
+        else:
+            self._shown = _spread(epochs, LINES_PER_STAGE)
+
+    def __enter__(self) -> "StageProgress":
+        """Starts the bar."""
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stops the bar; its last state stays on the screen."""
+        if self._bar:
+            self._bar.stop()
+
+    def step(self, step: int) -> None:
+        """Moves the bar to `step`, the index of the step about to start."""
+        if self._bar:
+            self._bar.update(self._task, completed=step)
+
+    def epoch(self, metrics: Mapping[str, float]) -> None:
+        """Shows an epoch's metrics, as `fit` gives them to `on_epoch`."""
+        epoch = int(metrics["epoch"])
+        values = [f"loss {metrics['loss']:.4f}"]
+        if "validation_accuracy" in metrics:
+            values.append(f"validation {metrics['validation_accuracy']:.2f} %")
+        else:
+            values.append(f"train {metrics['train_accuracy']:.2f} %")
+        values.append(f"{metrics['images_per_s']:,.0f} images/s")
+        text = "  ".join(values)
+        if self._bar:
+            done = self._steps * epoch // self.epochs
+            counter = f"{epoch}/{self.epochs}"
+            self._bar.update(self._task, completed=done, epoch=counter, metrics=text)
+        elif epoch in self._shown:
+            left = f"{duration(metrics['eta_s'])} left" if epoch < self.epochs else "done"
+            counter = f"epoch {epoch:>{len(str(self.epochs))}}/{self.epochs}"
+            line = f"{self.stage:<8}  {counter}  {text}  {left}"
+            self.console.print(line, soft_wrap=True, markup=False)
+
+
+def _spread(epochs: int, lines: int) -> set[int]:
+    """At most `lines` epochs, evenly spread, among them the first and the last."""
+    if epochs <= lines:
+        return set(range(1, epochs + 1))
+    return {1 + round(i * (epochs - 1) / (lines - 1)) for i in range(lines)}
+
+
+def duration(seconds: float) -> str:
+    """A time in seconds as 1.2s, 59s, 3m 04s or 2h 05m."""
+    if seconds < 9.95:
+        return f"{seconds:.1f}s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02}s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60}h {minutes % 60:02}m"
+
+
+def stage_table(result: Mapping[str, Any]) -> Group:
+    """The table at the end of a run, one row per stage, and a line on the exported model.
+
+    Args:
+        result: a run's `result.json`, of any status.
+    """
+    table = Table(title=escape(result["name"]))
+    table.add_column("stage")
+    for heading in ("epochs", "loss", "validation %", "sparsity %", "time"):
+        table.add_column(heading, justify="right")
+    for stage in result["stages"]:
+        time = "cached" if stage["cached"] else duration(stage["seconds"])
+        table.add_row(
+            stage["stage"],
+            str(stage["epochs"]),
+            _number(stage["loss"], "{:.4f}"),
+            _number(stage["validation_accuracy"], "{:.2f}"),
+            _number(stage["sparsity"], "{:.1f}", 100),
+            time,
+        )
+    return Group(table, Text(_summary(result)))
+
+
+def _summary(result: Mapping[str, Any]) -> str:
+    final = result["final"]
+    if final is None:
+        return f"{result['status']}: {result['reason']}"
+    parts = [
+        f"{final['accuracy']:.2f} % on the test split (dense {final['dense_accuracy']:.2f} %)",
+        f"{final['sparsity']:.1%} zeros",
+        f"{_model_bytes(final) / 1e6:.2f} MB (dense {final['sizes']['fp32_onnx'] / 1e6:.2f} MB)",
+    ]
+    row = _headline(final)
+    if row:
+        parts.append(f"{row['p50_ms']:.3g} ms, {row['speedup']:.2f}x ({_setting(row)})")
+    return "model.onnx: " + ", ".join(parts)
+
+
+def comparison_table(results: Iterable[Mapping[str, Any]]) -> Table:
+    """The table at the end of a sweep: one row per run, in the order given.
+
+    Args:
+        results: the `result.json` of each run, of any status.
+    """
+    results = list(results)
+    rows = [_headline(result["final"]) for result in results if result["final"]]
+    settings = {_setting(row) for row in rows if row}
+    table = Table(title="model.onnx of every run", caption="; ".join(sorted(settings)) or None)
+    table.add_column("run", overflow="fold")
+    table.add_column("order")
+    headings = ("accuracy %", "vs dense", "zeros %", "MB", "package MB", "ms", "speed-up")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for result in results:
+        order = result["config"]["order"]["name"]
+        final = result["final"]
+        if final is None:
+            table.add_row(
+                escape(result["name"]), order, result["status"], *[DASH] * (len(headings) - 1)
+            )
+            continue
+        row = _headline(final) or {}
+        table.add_row(
+            escape(result["name"]),
+            order,
+            _number(final["accuracy"], "{:.2f}"),
+            _number(final["accuracy"] - final["dense_accuracy"], "{:+.2f}"),
+            _number(final["sparsity"], "{:.1f}", 100),
+            _number(_model_bytes(final), "{:.2f}", 1e-6),
+            _number(final["sizes"].get("package"), "{:.2f}", 1e-6),
+            _number(row.get("p50_ms"), "{:.3g}"),
+            _number(row.get("speedup"), "{:.2f}x"),
+        )
+    return table
+
+
+def _number(value: float | None, form: str, scale: float = 1) -> str:
+    return DASH if value is None else form.format(value * scale)
+
+
+def _model_bytes(final: Mapping[str, Any]) -> int:
+    """Size of model.onnx in bytes; an order without quantization has no INT8 file."""
+    sizes = final["sizes"]
+    return sizes.get("int8_onnx") or sizes["fp32_onnx"]
+
+
+def _headline(final: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The first latency measured of the final model."""
+    return next((row for row in final["latency"] if row["model"] in ("int8", "fp32")), None)
+
+
+def _setting(row: Mapping[str, Any]) -> str:
+    threads = "all cores" if row["threads"] == 0 else f"{row['threads']} thread(s)"
+    return f"{row['runtime']} {row['version']}, {threads}, batch {row['batch_size']}"

@@ -1,0 +1,164 @@
+import copy
+import io
+
+import pytest
+from rich.console import Console
+
+from pqd.progress import StageProgress, comparison_table, duration, make_console, stage_table
+
+RESULT = {
+    "name": "resnet20_digits_pqd",
+    "status": "completed",
+    "reason": None,
+    "config": {"order": {"name": "pqd"}},
+    "stages": [
+        {
+            **{"stage": "baseline", "cached": True, "epochs": 12, "seconds": 3.2},
+            **{"loss": 0.01, "validation_accuracy": 98.9, "sparsity": 0.0},
+        },
+        {
+            **{"stage": "prune", "cached": False, "epochs": 6, "seconds": 83.4},
+            **{"loss": 0.02, "validation_accuracy": 97.5, "sparsity": 0.8},
+        },
+    ],
+    "final": {
+        **{"accuracy": 98.1, "dense_accuracy": 98.6, "sparsity": 0.8},
+        "sizes": {"fp32_onnx": 1_100_000, "int8_onnx": 290_000, "package": 50_000},
+        "latency": [
+            {"model": "dense", "p50_ms": 1.0, "speedup": 1.0},
+            {
+                **{"model": "int8", "runtime": "onnxruntime", "version": "1.31.1", "threads": 1},
+                **{"batch_size": 1, "p50_ms": 0.5, "speedup": 2.0},
+            },
+        ],
+    },
+}
+FAILED = RESULT | {
+    **{"name": "other", "status": "failed", "reason": "the loss became nan [epoch 3]"},
+    **{"stages": RESULT["stages"][:1], "final": None},
+}
+
+
+def console(**kwargs):
+    return Console(file=io.StringIO(), highlight=False, **kwargs)
+
+
+def shown(renderable, width=160):
+    out = console(width=width)
+    out.print(renderable)
+    return out.file.getvalue()
+
+
+def cells(text):
+    """The body rows of a rendered table as lists of strings."""
+    return [[c.strip() for c in line.split("│")[1:-1]] for line in text.splitlines() if "│" in line]
+
+
+def metrics(epoch, **changes):
+    return {
+        **{"epoch": epoch, "loss": 0.5, "train_accuracy": 60.0, "validation_accuracy": 61.25},
+        **{"images_per_s": 1234.4, "seconds": 2.0, "eta_s": 75.0},
+        **changes,
+    }
+
+
+def run(out, epochs, **changes):
+    with StageProgress("prune", epochs, 10 * epochs, out) as progress:
+        for epoch in range(1, epochs + 1):
+            for step in range(10):
+                progress.step(10 * (epoch - 1) + step)
+            progress.epoch(metrics(epoch, **changes))
+    return out.file.getvalue()
+
+
+def test_without_a_terminal_one_line_per_epoch():
+    assert run(console(width=40), 2) == (
+        "prune     epoch 1/2  loss 0.5000  validation 61.25 %  1,234 images/s  1m 15s left\n"
+        "prune     epoch 2/2  loss 0.5000  validation 61.25 %  1,234 images/s  done\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("epochs", "lines"), [(1, 1), (2, 2), (19, 19), (20, 20), (21, 20), (200, 20), (1000, 20)]
+)
+def test_at_most_twenty_lines_with_the_first_and_the_last_epoch(epochs, lines):
+    text = run(console(), epochs).splitlines()
+    assert len(text) == lines
+    assert f" 1/{epochs} " in text[0]
+    assert f" {epochs}/{epochs} " in text[-1]
+
+
+def test_without_validation_the_training_accuracy_is_shown():
+    out = console()
+    given = metrics(1)
+    del given["validation_accuracy"]
+    with StageProgress("baseline", 3, 30, out) as progress:
+        progress.epoch(given)
+    assert "train 60.00 %" in out.file.getvalue()
+
+
+def test_on_a_terminal_a_bar_that_fits_eighty_columns():
+    out = console(force_terminal=True, width=80, color_system=None)
+    text = run(out, 4, images_per_s=12345.0)
+    last = text.split("\x1b[2K")[-1].splitlines()[0].rstrip()
+    assert "prune" in last
+    assert "4/4 loss 0.5000  validation 61.25 %  12,345 images/s" in last
+    assert last.endswith("00:00")
+    assert len(last) <= 80
+
+
+def test_an_interrupted_bar_stops_and_lets_the_interrupt_through():
+    out = console(force_terminal=True, width=80)
+    progress = StageProgress("prune", 4, 40, out)
+    with pytest.raises(KeyboardInterrupt), progress:
+        raise KeyboardInterrupt
+    assert out.file.getvalue().endswith("\x1b[?25h")  # the cursor is back
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        *((0, "0.0s"), (9.94, "9.9s"), (9.96, "10s"), (59.4, "59s"), (59.6, "1m 00s")),
+        *((184, "3m 04s"), (3599.6, "1h 00m"), (7500, "2h 05m"), (360000, "100h 00m")),
+    ],
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_stage_table_has_one_row_per_stage_and_a_line_on_the_model():
+    text = shown(stage_table(RESULT))
+    assert cells(text) == [
+        ["baseline", "12", "0.0100", "98.90", "0.0", "cached"],
+        ["prune", "6", "0.0200", "97.50", "80.0", "1m 23s"],
+    ]
+    assert text.splitlines()[-1] == (
+        "model.onnx: 98.10 % on the test split (dense 98.60 %), 80.0% zeros, 0.29 MB "
+        "(dense 1.10 MB), 0.5 ms, 2.00x (onnxruntime 1.31.1, 1 thread(s), batch 1)"
+    )
+
+
+def test_stage_table_of_a_failed_run_says_why():
+    text = shown(stage_table(FAILED))
+    assert len(cells(text)) == 1
+    assert text.splitlines()[-1] == "failed: the loss became nan [epoch 3]"
+
+
+def test_comparison_table_has_one_row_per_run():
+    dense = copy.deepcopy(RESULT)  # an order without quantization, never timed
+    dense["name"], dense["config"]["order"]["name"] = "[d]", "d"
+    dense["final"]["sizes"] = {"fp32_onnx": 1_100_000}
+    dense["final"]["latency"] = []
+    text = shown(comparison_table([RESULT, FAILED, dense]))
+    assert cells(text) == [
+        ["resnet20_digits_pqd", "pqd", "98.10", "-0.50", "80.0", "0.29", "0.05", "0.5", "2.00x"],
+        ["other", "pqd", "failed", *"------"],
+        ["[d]", "d", "98.10", "-0.50", "80.0", "1.10", "-", "-", "-"],
+    ]
+    assert "onnxruntime 1.31.1, 1 thread(s), batch 1" in text
+
+
+def test_where_there_is_no_terminal_the_console_is_wide_enough(monkeypatch, capsys):
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    make_console().print(comparison_table([RESULT | {"name": "n" * 60}]))
+    assert "n" * 60 in capsys.readouterr().out
