@@ -1,0 +1,1 @@
+"""What the weights and activations of a network are allowed to be."""

@@ -1,0 +1,123 @@
+"""A network on disk: safetensors, and a recipe from which it is rebuilt.
+
+The recipe names the backbone and the constraints attached; rebuilding is backbone, then
+constraints, then state. No pickle is ever loaded.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import fx, nn
+
+from pqd.config import BackboneConfig
+from pqd.constraints.parametrization import find
+from pqd.constraints.fake_quant import WeightFakeQuant
+from pqd.constraints.mask import attach_masks, masks
+from pqd.constraints.placement import insert_fake_quants, remove_fake_quants
+from pqd.errors import UserError
+
+FORMAT = 1
+WEIGHTS, RECIPE = "model.safetensors", "recipe.json"
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What a backbone is built from."""
+
+    backbone: BackboneConfig
+    classes: int
+    channels: int
+    image_size: int  # pixels
+
+    def build(self) -> fx.GraphModule:
+        """Builds the dense network; weights come from torch's global generator."""
+        from pqd import backbones
+
+        return backbones.build(self.backbone, self.classes, self.channels, self.image_size)
+
+
+def save_network(model: fx.GraphModule, blueprint: Blueprint, folder: Path) -> None:
+    """Writes `model.safetensors` and `recipe.json` into a folder that exists."""
+    from safetensors.torch import save_file
+
+    quantizers = find(model, WeightFakeQuant)
+    recipe = {
+        "format": FORMAT,
+        "blueprint": asdict(blueprint),
+        "masks": list(masks(model)),
+        "code_max": next(iter(quantizers.values())).code_max if quantizers else None,
+        "torch": torch.__version__,
+    }
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, folder / WEIGHTS)
+    (folder / RECIPE).write_text(json.dumps(recipe, indent=1))
+
+
+def load_network(path: Path, *, quantized: bool = True) -> fx.GraphModule:
+    """Rebuilds a network from a folder written by `save_network`, or its `model.safetensors`.
+
+    Args:
+        path: the folder or the file.
+        quantized: False leaves the fake-quantizers out: the same weights and masks in FP32.
+
+    Raises:
+        UserError: a file is missing, is no recipe of this format, or does not fit the backbone.
+    """
+    folder = path if path.is_dir() else path.parent
+    recipe_path = folder / RECIPE
+    try:
+        recipe = json.loads(recipe_path.read_text())
+    except OSError as error:
+        raise UserError(f"{recipe_path} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise UserError(f"{recipe_path} is not a recipe written by pqd") from None
+    if not isinstance(recipe, dict) or recipe.get("format") != FORMAT:
+        raise UserError(f"{recipe_path} is not a recipe of format {FORMAT}")
+    blueprint = Blueprint(**recipe["blueprint"] | {"backbone": _backbone(recipe)})
+    model = blueprint.build()
+    attach_masks(model.get_submodule(name) for name in recipe["masks"])
+    if recipe["code_max"] is not None:
+        insert_fake_quants(model, recipe["code_max"])
+    load_weights(model, folder / WEIGHTS)
+    if not quantized:
+        remove_fake_quants(model)
+    return model
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Loads a state dict stored as safetensors, e.g. the user's own dense network.
+
+    Raises:
+        UserError: the file is missing, no safetensors, or its tensors do not fit the network.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path)
+    except OSError:
+        raise UserError(f"checkpoint {path} does not exist or cannot be read") from None
+    except SafetensorError as error:
+        raise UserError(
+            f"checkpoint {path} is not a safetensors file ({error}); "
+            "write one with safetensors.torch.save_file(model.state_dict(), path)"
+        ) from None
+    wanted = model.state_dict()
+    wrong = [
+        f"{name} is {tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    missing = [f"{name} is missing" for name in wanted if name not in state]
+    extra = [f"{name} is unknown" for name in state if name not in wanted]
+    problems = wrong + missing + extra
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise UserError(f"checkpoint {path} does not fit the backbone: {problems[0]}{more}")
+    model.load_state_dict(state)
+
+
+def _backbone(recipe: dict) -> BackboneConfig:
+    return BackboneConfig(**recipe["blueprint"]["backbone"])

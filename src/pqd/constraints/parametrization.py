@@ -1,0 +1,47 @@
+"""Attaching, finding and taking off the parametrizations of a layer's weight.
+
+What is stored is `original`; what the layer computes with is `last(...first(original))`.
+"""
+
+from typing import TypeVar, cast
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+P = TypeVar("P", bound=nn.Module)
+
+
+def attached(layer: nn.Module) -> parametrize.ParametrizationList | None:
+    """Returns what is attached to a layer's weight, None if nothing is."""
+    if not parametrize.is_parametrized(layer, "weight"):
+        return None
+    everything = cast(nn.ModuleDict, layer.parametrizations)
+    return cast(parametrize.ParametrizationList, everything["weight"])
+
+
+def attach(layer: nn.Module, parametrization: nn.Module, *, first: bool) -> None:
+    """Adds a parametrization to a layer's weight, before or after those that are there."""
+    there = attached(layer)
+    if there is not None and first:
+        there.insert(0, parametrization)
+    else:
+        parametrize.register_parametrization(layer, "weight", parametrization)
+
+
+def detach_last(layer: nn.Module) -> None:
+    """Takes off what was attached last; without anything left, what is stored is the weight."""
+    there = attached(layer)
+    if there is not None and len(there) > 1:
+        del there[-1]
+    else:
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+
+
+def find(model: nn.Module, kind: type[P]) -> dict[str, P]:
+    """Returns the weight parametrizations of one kind, by layer name, in the network's order."""
+    return {
+        name: parametrization
+        for name, layer in model.named_modules()
+        for parametrization in attached(layer) or ()
+        if isinstance(parametrization, kind)
+    }

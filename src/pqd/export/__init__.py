@@ -1,0 +1,1 @@
+"""The deployable artifact: integer network, ONNX file, entropy-coded package."""

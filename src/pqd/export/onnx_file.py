@@ -1,0 +1,79 @@
+"""Writing a network as an ONNX file."""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import fx
+
+from pqd.export.deploy import deployed
+from pqd.export.ops import onnx_translations
+
+OPSET = 18
+
+
+def write_onnx(
+    model: fx.GraphModule,
+    path: Path,
+    input_shape: tuple[int, int, int],
+    metadata: Mapping[str, object],
+) -> None:
+    """Writes the deployed form of a network; QDQ INT8 where it is quantized, float elsewhere.
+
+    Args:
+        model: a traced network with any constraints attached.
+        path: the file, replaced atomically.
+        input_shape: (C, H, W); the batch axis is dynamic.
+        metadata: stored as JSON in the file's `metadata_props` under `pqd.<key>`.
+    """
+    import onnx
+
+    network = deployed(model)
+    # Two images: a batch of one would be specialized to a constant.
+    example = torch.zeros(2, *input_shape)
+    with _quiet():
+        program = torch.onnx.export(
+            network,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["input"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            custom_translation_table=onnx_translations(),
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    # Notes on where a node came from hold paths of the machine and are a third of a small file.
+    for node in proto.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for key, value in metadata.items():
+        proto.metadata_props.add(key=f"pqd.{key}", value=json.dumps(value))
+    onnx.checker.check_model(proto)
+    temporary = path.with_suffix(".onnx.tmp")
+    temporary.write_bytes(proto.SerializeToString(deterministic=True))
+    os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the exporter's notices, none of which a user of pqd can act on."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

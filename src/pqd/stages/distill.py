@@ -1,0 +1,47 @@
+"""Knowledge distillation from a dense teacher."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pqd.config import DistillConfig
+from pqd.stages.base import Stage
+
+
+class Distill(Stage):
+    """Trains towards the teacher's softened outputs and the labels."""
+
+    name = "distill"
+
+    def __init__(self, settings: DistillConfig, label_smoothing: float, teacher: nn.Module) -> None:
+        """Takes a frozen teacher, [B, C, H, W] to [B, K]."""
+        super().__init__(label_smoothing)
+        self.settings = settings
+        self.teacher = teacher
+
+    def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Computes (1 - alpha) task loss + alpha T^2 KL(teacher || student)."""
+        logits = model(images)
+        with torch.no_grad():
+            targets = self.teacher(images)
+        task_loss = self.task_loss(logits, labels)
+        kd_loss = distillation_loss(logits, targets, self.settings.temperature)
+        alpha = self.settings.alpha
+        loss = (1 - alpha) * task_loss + alpha * kd_loss
+        return {"loss": loss, "task_loss": task_loss, "kd_loss": kd_loss, "logits": logits}
+
+
+def distillation_loss(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(softmax(targets / T) || softmax(logits / T)), mean over the batch.
+
+    Hinton et al. 2015, section 2; T^2 keeps the gradient's size independent of T.
+
+    Args:
+        logits: the student's, [B, K].
+        targets: the teacher's logits, [B, K].
+        temperature: T > 0.
+    """
+    student = F.log_softmax(logits.float() / temperature, dim=1)
+    teacher = F.log_softmax(targets.float() / temperature, dim=1)
+    divergence = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    return divergence * temperature**2

@@ -1,0 +1,262 @@
+"""Masks, fake-quantizers, where they go, and a network's way to disk and back."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from nets import PreActivation, Residual, images, traced
+from pqd.config import BackboneConfig
+from pqd.constraints.fake_quant import (
+    ActivationFakeQuant,
+    WeightFakeQuant,
+    activation_fake_quants,
+)
+from pqd.constraints.mask import Mask, attach_masks, masks, set_masks, sparsity
+from pqd.constraints.network import Blueprint, load_network, load_weights, save_network
+from pqd.constraints.placement import insert_fake_quants
+from pqd.errors import UserError
+from pqd.stages.quantize import calibrate
+
+
+def layers(model):
+    return [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+
+
+class TestMasks:
+    def test_global_keeps_the_largest_of_all(self):
+        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        model[0].weight.data = torch.tensor([[1.0, -8.0], [3.0, 0.5]])
+        model[1].weight.data = torch.tensor([[0.1, 7.0], [-0.2, 6.0]])
+        attach_masks(model)
+        set_masks(model, 0.5, "global")
+        assert model[0].weight.tolist() == [[0, -8], [3, 0]]
+        assert model[1].weight.tolist() == [[0, 7], [0, 6]]
+
+    def test_layer_prunes_each_alike(self):
+        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        model[0].weight.data = torch.tensor([[100.0, 80.0], [30.0, 50.0]])
+        model[1].weight.data = torch.tensor([[0.1, 7.0], [-0.2, 6.0]])
+        attach_masks(model)
+        set_masks(model, 0.5, "layer")
+        assert model[0].weight.tolist() == [[100, 80], [0, 0]]
+        assert model[1].weight.tolist() == [[0, 7], [0, 6]]
+
+    @pytest.mark.parametrize("target", [0.0, 0.3, 0.5, 0.9, 0.999])
+    @pytest.mark.parametrize("scope", ["global", "layer"])
+    def test_sparsity_to_within_a_weight_per_tensor(self, target, scope):
+        model = traced(Residual)
+        attach_masks(layers(model))
+        set_masks(model, target, scope)
+        total = sum(layer.weight.numel() for layer in layers(model))
+        zeros = sum(int((layer.weight == 0).sum()) for layer in layers(model))
+        assert abs(zeros - target * total) <= (0.5 if scope == "global" else len(layers(model)))
+        assert sparsity(model) == zeros / total
+
+    def test_ties_keep_the_count_exact(self):
+        layer = nn.Linear(10, 10)
+        nn.init.ones_(layer.weight)
+        attach_masks([layer])
+        set_masks(layer, 0.37, "global")
+        assert int((layer.weight == 0).sum()) == 37
+
+    def test_what_is_pruned_stays_pruned(self):
+        layer = nn.Linear(100, 10)
+        attach_masks([layer])
+        set_masks(layer, 0.5, "global")
+        before = masks(layer)[""].mask.clone()
+        # The stored weights drift: what is masked grows, what is kept shrinks.
+        original = layer.parametrizations.weight.original
+        original.data = torch.where(before, original * 1e-3, torch.full_like(original, 9.0))
+        set_masks(layer, 0.7, "global")
+        assert not (masks(layer)[""].mask & ~before).any()
+        assert int((layer.weight == 0).sum()) == 700
+
+    def test_no_gradient_reaches_what_is_pruned(self):
+        layer = nn.Linear(4, 4)
+        attach_masks([layer])
+        set_masks(layer, 0.5, "global")
+        layer(torch.ones(1, 4)).sum().backward()
+        mask = masks(layer)[""].mask
+        assert torch.equal(layer.parametrizations.weight.original.grad, mask.float())
+
+    def test_zeros_are_positive(self):
+        layer = nn.Linear(8, 8)
+        nn.init.constant_(layer.weight, -1.0)
+        attach_masks([layer])
+        set_masks(layer, 0.5, "global")
+        assert not torch.signbit(layer.weight[layer.weight == 0]).any()
+
+
+class TestWeightFakeQuant:
+    def test_codes_and_scales(self):
+        weight = torch.tensor([[127.0, -1.4, 0.6], [0.0, 0.0, 0.0], [-2.54, 1.27, 0.0]])
+        quantizer = WeightFakeQuant(127)
+        assert torch.allclose(quantizer.scale(weight).flatten()[[0, 2]], torch.tensor([1.0, 0.02]))
+        codes = [[127, -1, 1], [0, 0, 0], [-127, 64, 0]]
+        assert quantizer.codes(weight).tolist() == codes
+        expected = torch.tensor(codes) * quantizer.scale(weight)
+        assert torch.equal(quantizer(weight), expected)
+
+    def test_reduced_range(self):
+        weight = torch.randn(5, 3, 3, 3)
+        codes = WeightFakeQuant(63).codes(weight)
+        assert codes.abs().amax(dim=(1, 2, 3)).tolist() == [63] * 5
+
+    def test_gradient_passes_unchanged(self):
+        weight = torch.randn(2, 3, requires_grad=True)
+        gradient = torch.randn(2, 3)
+        WeightFakeQuant(127)(weight).backward(gradient)
+        assert torch.equal(weight.grad, gradient)
+
+
+class TestActivationFakeQuant:
+    @staticmethod
+    def calibrated(*batches):
+        quantizer = ActivationFakeQuant()
+        quantizer.observing = True
+        for batch in batches:
+            assert quantizer(batch) is batch
+        quantizer.end_observation()
+        return quantizer
+
+    def test_range_is_the_mean_of_the_batches(self):
+        quantizer = self.calibrated(torch.tensor([-1.0, 3.0]), torch.tensor([-0.02, 2.08]))
+        assert quantizer.scale.item() == pytest.approx((2.54 + 0.51) / 255)
+        assert quantizer.zero_point.item() == round(0.51 / (3.05 / 255))
+
+    @pytest.mark.parametrize(("low", "high"), [(0.5, 2.55), (-2.55, -1.0), (0.0, 0.0)])
+    def test_zero_is_always_in_range_and_exact(self, low, high):
+        quantizer = self.calibrated(torch.tensor([low, high]))
+        assert 0 <= quantizer.zero_point.item() <= 255
+        assert quantizer(torch.zeros(1)).item() == 0.0
+
+    def test_values_and_gradient(self):
+        quantizer = self.calibrated(torch.tensor([0.0, 255.0]))
+        x = torch.tensor([-3.0, 0.4, 0.6, 254.5, 255.4, 300.0], requires_grad=True)
+        y = quantizer(x)
+        assert y.tolist() == [0, 0, 1, 254, 255, 255]
+        y.sum().backward()
+        assert x.grad.tolist() == [0, 1, 1, 1, 1, 0]
+
+    def test_agrees_with_torch(self):
+        quantizer = self.calibrated(torch.tensor([-1.3, 2.9]))
+        x = torch.randn(1000)
+        expected = torch.fake_quantize_per_tensor_affine(
+            x, quantizer.scale.item(), int(quantizer.zero_point), 0, 255
+        )
+        # torch multiplies by the inverse scale; a value between two codes may fall either way.
+        assert (quantizer(x) - expected).abs().max() <= quantizer.scale * 1.001
+        assert (quantizer(x) != expected).sum() <= 2
+
+
+class TestPlacement:
+    def test_residual(self):
+        model = traced(Residual)
+        insert_fake_quants(model, 127)
+        placed = [name.rpartition(".")[2] for name in activation_fake_quants(model)]
+        # The input; conv+bn+relu (not conv or bn, and not again after the pool); conv+bn before
+        # the add; add+relu; the pooled features. Not the logits.
+        assert placed == ["x", "relu", "bn2", "relu_1", "average"]
+
+    def test_batch_norm_after_an_add_reads_and_is_followed_by_a_quantizer(self):
+        model = traced(PreActivation)
+        insert_fake_quants(model, 127)
+        placed = [name.rpartition(".")[2] for name in activation_fake_quants(model)]
+        assert placed == ["x", "conv1", "relu", "conv2", "add", "relu_1", "conv3", "add_1", "mean"]
+        bn = next(n for n in model.graph.nodes if n.target == "bn")
+        assert bn.args[0].target == "activation_quantizers.add"
+
+    def test_every_reader_of_a_value_reads_the_quantized_one(self):
+        model = traced(Residual)
+        insert_fake_quants(model, 127)
+        quantizers = [n for n in model.graph.nodes if "activation_quantizers" in str(n.target)]
+        assert len(quantizers) == 5
+        for node in quantizers:
+            assert list(node.args[0].users) == [node]
+
+    def test_a_layer_called_twice_is_named(self):
+        class Twice(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv = nn.Conv2d(3, 3, 1)
+
+            def forward(self, x):
+                return self.conv(self.conv(x))
+
+        with pytest.raises(UserError, match="layer conv is called 2 times"):
+            insert_fake_quants(traced(Twice), 127)
+
+
+class TestComposition:
+    def test_either_order_gives_the_same_network(self):
+        outputs = []
+        for first in ("mask", "quantize"):
+            model = traced(Residual)
+            if first == "mask":
+                attach_masks(layers(model))
+                set_masks(model, 0.5, "global")
+            insert_fake_quants(model, 127)
+            if first == "quantize":
+                attach_masks(layers(model))
+                set_masks(model, 0.5, "global")
+            calibrate(model, [images()])
+            for layer in layers(model):
+                kinds = [type(p) for p in layer.parametrizations.weight]
+                assert kinds == [Mask, WeightFakeQuant]
+            outputs.append((model(images(seed=2)), model.state_dict()))
+        assert torch.equal(outputs[0][0], outputs[1][0])
+        assert outputs[0][1].keys() == outputs[1][1].keys()
+
+
+class TestDisk:
+    blueprint = Blueprint(BackboneConfig("resnet20", "resnet20", {}), 10, 3, 16)
+
+    @pytest.mark.parametrize(
+        "constraints", ["", "p", "q", "pq", "qp"], ids=["none", "p", "q", "pq", "qp"]
+    )
+    def test_round_trip(self, tmp_path, constraints):
+        torch.manual_seed(0)
+        model = self.blueprint.build()
+        for constraint in constraints:
+            if constraint == "p":
+                attach_masks(layers(model))
+                set_masks(model, 0.8, "global")
+            else:
+                insert_fake_quants(model, 63)
+                calibrate(model, [images(4, 16)])
+        save_network(model, self.blueprint, tmp_path)
+        again = load_network(tmp_path)
+        x = images(4, 16, seed=3)
+        assert torch.equal(again.eval()(x), model.eval()(x))
+        for (name, a), (other, b) in itertools.zip_longest(
+            sorted(model.state_dict().items()), sorted(again.state_dict().items())
+        ):
+            assert name == other
+            assert torch.equal(a, b)
+        floating = load_network(tmp_path, quantized=False)
+        assert not activation_fake_quants(floating)
+        assert sparsity(floating) == sparsity(model)
+
+    def test_missing_and_foreign_files_are_named(self, tmp_path):
+        with pytest.raises(UserError, match=r"recipe.json cannot be read: No such file"):
+            load_network(tmp_path)
+        (tmp_path / "recipe.json").write_text("[]")
+        with pytest.raises(UserError, match="is not a recipe of format 1"):
+            load_network(tmp_path)
+        with pytest.raises(UserError, match=r"none.safetensors does not exist"):
+            load_weights(nn.Linear(1, 1), tmp_path / "none.safetensors")
+        (tmp_path / "text.safetensors").write_text("hello")
+        with pytest.raises(UserError, match="is not a safetensors file"):
+            load_weights(nn.Linear(1, 1), tmp_path / "text.safetensors")
+
+    def test_a_checkpoint_that_does_not_fit(self, tmp_path):
+        from safetensors.torch import save_file
+
+        path = tmp_path / "w.safetensors"
+        save_file(nn.Linear(3, 2).state_dict(), path)
+        with pytest.raises(UserError, match=r"weight is \(2, 3\), expected \(2, 4\)$"):
+            load_weights(nn.Linear(4, 2), path)
+        with pytest.raises(UserError, match=r"0.weight is missing \(and 3 more\)"):
+            load_weights(nn.Sequential(nn.Linear(3, 2)), path)

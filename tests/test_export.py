@@ -1,0 +1,155 @@
+"""The deployed network and its ONNX file: exact folding, integers, zeros, fusion."""
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from nets import PreActivation, Residual, images, traced
+from pqd.constraints.mask import attach_masks, masks, set_masks
+from pqd.constraints.placement import insert_fake_quants
+from pqd.export.deploy import IntegerLayer, deployed
+from pqd.export.onnx_file import write_onnx
+from pqd.stages.quantize import calibrate
+
+FLOAT = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "Add"}
+
+
+def compressed(kind, code_max=127, sparsity=0.7):
+    """A network with both constraints, calibrated, in eval mode."""
+    model = traced(kind)
+    attach_masks(m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+    set_masks(model, sparsity, "global")
+    insert_fake_quants(model, code_max)
+    calibrate(model, [images()])
+    return model
+
+
+def session(path, optimized=None):
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    if optimized:
+        options.optimized_model_filepath = str(optimized)
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+class TestDeployed:
+    @pytest.mark.parametrize("kind", [Residual, PreActivation])
+    def test_folding_agrees_with_the_fake_quantized_network(self, kind):
+        model = compressed(kind)
+        x = images(200, seed=9)
+        with torch.no_grad():
+            own, folded = model(x), deployed(model)(x)
+        # Rounding the bias to INT32 can move a value across one code of an activation.
+        assert (own - folded).abs().max() < 0.02 * own.abs().max()
+        assert (own.argmax(1) == folded.argmax(1)).float().mean() >= 0.995
+
+    def test_a_float_network_is_only_folded(self):
+        model = traced(Residual).eval()
+        x = images()
+        folded = deployed(model)
+        assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+        with torch.no_grad():
+            assert torch.allclose(model(x), folded(x), atol=1e-5)
+
+    def test_the_given_network_is_left_alone(self):
+        model = compressed(Residual)
+        before = model(images())
+        deployed(model)
+        assert torch.equal(model(images()), before)
+
+    def test_a_batch_norm_that_ignores_its_channel(self):
+        model = compressed(Residual)
+        with torch.no_grad():
+            model.bn1.weight[:3] = torch.tensor([0.0, 1e-30, 1e-12])
+        calibrate(model, [images()])
+        x = images(seed=4)
+        with torch.no_grad():
+            own, folded = model(x), deployed(model)(x)
+        assert torch.isfinite(folded).all()
+        assert (own - folded).abs().max() < 0.02 * own.abs().max()
+        layer = deployed(model).conv1
+        assert isinstance(layer, IntegerLayer)
+        assert layer.bias_codes.abs().max() <= 2**30
+        assert (layer.scale > 0).all()
+
+
+class TestOnnx:
+    @pytest.fixture(scope="class", params=[Residual, PreActivation])
+    def case(self, request, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("onnx")
+        # 7-bit weights: on a CPU without VNNI the runtime's sums of 8-bit products saturate.
+        model = compressed(request.param, code_max=63)
+        write_onnx(model, folder / "model.onnx", (3, 8, 8), {"classes": ["a", "b", "c", "d"]})
+        session(folder / "model.onnx", folder / "optimized.onnx")
+        return model, folder
+
+    def test_weights_are_integers_and_zero_where_masked(self, case):
+        model, folder = case
+        graph = onnx.load(folder / "model.onnx").graph
+        tensors = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+        for name, mask in masks(model).items():
+            codes = tensors[f"{name}.codes"]
+            assert codes.dtype == np.int8
+            assert codes.shape == tuple(mask.mask.shape)
+            assert not codes[~mask.mask.numpy()].any()
+            assert np.abs(codes).max() <= 63
+        assert tensors["conv1.bias_codes"].dtype == np.int32
+
+    def test_codes_are_those_of_the_fake_quantizer(self, case):
+        model, folder = case
+        graph = onnx.load(folder / "model.onnx").graph
+        tensors = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+        attached = model.fc.parametrizations.weight
+        expected = attached[1].codes(attached[0](attached.original))
+        assert np.array_equal(tensors["fc.codes"], expected.numpy())
+
+    def test_nothing_but_the_unfoldable_batch_norm_runs_in_float(self, case):
+        model, folder = case
+        kinds = Counter(n.op_type for n in onnx.load(folder / "optimized.onnx").graph.node)
+        assert not FLOAT & set(kinds)
+        layers = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+        assert kinds["QLinearConv"] == len(layers)
+        assert kinds["QGemm"] == 1
+        assert kinds["QLinearAdd"] == sum("add" in n.name for n in model.graph.nodes) - sum(
+            "quantizers_add" in n.name for n in model.graph.nodes
+        )
+
+    def test_onnxruntime_agrees_with_the_network(self, case):
+        model, folder = case
+        x = images(400, seed=8)
+        logits = session(folder / "model.onnx").run(None, {"input": x.numpy()})[0]
+        with torch.no_grad():
+            own = model(x).numpy()
+        assert logits.shape == (400, 4)
+        assert (logits.argmax(1) == own.argmax(1)).mean() >= 0.995
+
+    def test_metadata_and_names(self, case):
+        _, folder = case
+        proto = onnx.load(folder / "model.onnx")
+        assert {p.key: p.value for p in proto.metadata_props} == {
+            "pqd.classes": '["a", "b", "c", "d"]'
+        }
+        assert [i.name for i in proto.graph.input] == ["input"]
+        assert [o.name for o in proto.graph.output] == ["logits"]
+        assert not any(n.metadata_props or n.doc_string for n in proto.graph.node)
+
+    def test_same_network_same_bytes(self, case, tmp_path):
+        model, folder = case
+        write_onnx(model, tmp_path / "b.onnx", (3, 8, 8), {"classes": ["a", "b", "c", "d"]})
+        assert (tmp_path / "b.onnx").read_bytes() == (folder / "model.onnx").read_bytes()
+
+
+def test_a_float_network_as_onnx(tmp_path):
+    model = traced(Residual).eval()
+    write_onnx(model, tmp_path / "dense.onnx", (3, 8, 8), {})
+    x = images(5)
+    logits = session(tmp_path / "dense.onnx").run(None, {"input": x.numpy()})[0]
+    with torch.no_grad():
+        assert np.allclose(logits, model(x).numpy(), atol=1e-4)

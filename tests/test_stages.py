@@ -1,0 +1,145 @@
+"""The schedule of each stage, and what it leaves behind."""
+
+import pytest
+import torch
+from torch import nn
+
+from nets import Residual, images, traced
+from pqd.config import DistillConfig, PruneConfig, QuantizeConfig
+from pqd.constraints.fake_quant import activation_fake_quants
+from pqd.constraints.mask import masks, sparsity
+from pqd.stages import Distill, Prune, Quantize, Stage
+from pqd.stages.distill import distillation_loss
+from pqd.stages.prune import prunable_layers, sparsity_schedule
+
+
+class Batches:
+    """Three batches of eight random images per epoch."""
+
+    def __len__(self):
+        return 3
+
+    def epoch(self, seed):
+        for i in range(3):
+            yield images(8, seed=10 * seed + i), torch.arange(8) % 4
+
+
+class TestSchedule:
+    def test_cubic(self):
+        settings = PruneConfig(sparsity=0.8, ramp=0.5, updates=4)
+        schedule = sparsity_schedule(settings, 81)
+        assert list(schedule) == [10, 20, 30, 40]
+        expected = [0.8 * (1 - x**3) for x in (0.75, 0.5, 0.25, 0.0)]
+        assert list(schedule.values()) == pytest.approx(expected)
+        assert schedule[40] == 0.8
+
+    def test_one_shot(self):
+        assert sparsity_schedule(PruneConfig(sparsity=0.7, schedule="oneshot"), 100) == {0: 0.7}
+
+    @pytest.mark.parametrize("steps", [1, 2, 3, 5])
+    @pytest.mark.parametrize("ramp", [0.0, 0.5, 1.0])
+    def test_a_short_stage_still_reaches_the_target(self, steps, ramp):
+        schedule = sparsity_schedule(PruneConfig(sparsity=0.9, ramp=ramp), steps)
+        assert max(schedule) < steps
+        assert schedule[max(schedule)] == 0.9
+
+
+class TestPrune:
+    def test_masks_follow_the_schedule_and_then_stay(self):
+        model = traced(Residual)
+        stage = Prune(PruneConfig(sparsity=0.5, ramp=0.5, updates=2), 0.0, steps=9)
+        stage.attach(model)
+        reached = []
+        for step in range(9):
+            stage.before_step(model, step)
+            reached.append(sparsity(model))
+        total = sum(m.mask.numel() for m in masks(model).values())
+        half_way = round(0.4375 * total) / total
+        assert reached == [0, 0, half_way, half_way, 0.5, 0.5, 0.5, 0.5, 0.5]
+
+    @pytest.mark.parametrize(
+        ("first", "last", "expected"),
+        [
+            (False, False, ["conv1", "conv2", "fc"]),
+            (True, False, ["conv2", "fc"]),
+            (False, True, ["conv1", "conv2"]),
+            (True, True, ["conv2"]),
+        ],
+    )
+    def test_first_and_last_can_be_left_out(self, first, last, expected):
+        model = traced(Residual)
+        layers = prunable_layers(model, PruneConfig(skip_first=first, skip_last=last))
+        names = {id(module): name for name, module in model.named_modules()}
+        assert [names[id(layer)] for layer in layers] == expected
+
+
+class TestQuantize:
+    def test_calibrates_then_freezes(self):
+        model = traced(Residual)
+        settings = QuantizeConfig(
+            calibration_batches=2, freeze_observers=0.5, freeze_batch_norm=0.75
+        )
+        stage = Quantize(settings, 0.0, Batches(), epochs=4, seed=0)
+        stage.attach(model)
+        scales, frozen = [], []
+        for step in range(12):
+            if step % 3 == 0:
+                model.train()
+            stage.before_step(model, step)
+            quantizers = activation_fake_quants(model).values()
+            assert not any(q.observing for q in quantizers)
+            scales.append([q.scale.item() for q in quantizers])
+            frozen.append(not model.bn1.training)
+            assert model.training
+            with torch.no_grad():
+                model.conv1.parametrizations.weight.original.mul_(1.1)
+        assert scales[0] == scales[1] == scales[2] != scales[3] == scales[5]
+        assert scales[3] == scales[-1]
+        assert frozen == [False] * 9 + [True] * 3
+
+    def test_calibration_leaves_batch_norm_alone(self):
+        model = traced(Residual)
+        before = model.bn1.running_mean.clone()
+        stage = Quantize(QuantizeConfig(), 0.0, Batches(), epochs=1, seed=0)
+        stage.attach(model)
+        model.train()
+        stage.before_step(model, 0)
+        assert torch.equal(model.bn1.running_mean, before)
+
+    def test_reduced_range(self):
+        model = traced(Residual)
+        Quantize(QuantizeConfig(reduce_range=True), 0.0, Batches(), 1, 0).attach(model)
+        assert model.fc.parametrizations.weight[-1].code_max == 63
+
+
+class TestDistill:
+    def test_formula(self):
+        logits, targets = torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[0.0, 3.0, 3.0]])
+        p, q = (targets / 2).softmax(1), (logits / 2).softmax(1)
+        expected = 4 * (p * (p / q).log()).sum()
+        assert distillation_loss(logits, targets, 2.0).item() == pytest.approx(expected.item())
+        assert distillation_loss(targets, targets, 2.0).item() == 0.0
+
+    def test_parts_add_up(self):
+        model, teacher = traced(Residual), traced(Residual, seed=5).eval()
+        stage = Distill(DistillConfig(temperature=3.0, alpha=0.75), 0.1, teacher)
+        labels = torch.arange(8) % 4
+        parts = stage.loss(model.eval(), images(8), labels)
+        task = nn.functional.cross_entropy(model(images(8)), labels, label_smoothing=0.1)
+        assert torch.equal(parts["task_loss"], task)
+        assert torch.equal(parts["loss"], 0.25 * task + 0.75 * parts["kd_loss"])
+
+    def test_no_gradient_reaches_the_teacher(self):
+        model, teacher = traced(Residual), traced(Residual, seed=5).eval()
+        stage = Distill(DistillConfig(), 0.0, teacher)
+        stage.loss(model, images(8), torch.arange(8) % 4)["loss"].backward()
+        assert all(p.grad is None for p in teacher.parameters())
+        assert all(p.grad is not None for p in model.parameters())
+
+
+def test_the_baseline_is_plain_cross_entropy():
+    model = traced(Residual).eval()
+    labels = torch.arange(8) % 4
+    parts = Stage(0.0).loss(model, images(8), labels)
+    assert parts.keys() == {"loss", "logits"}
+    assert torch.equal(parts["loss"], nn.functional.cross_entropy(model(images(8)), labels))

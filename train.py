@@ -1,0 +1,24 @@
+"""Compresses an image classifier: `python train.py order=pqd backbone=wrn28_10`."""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from pqd import config, sweep
+
+config.register()
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(cfg: DictConfig) -> None:
+    """Composes, checks and runs one configuration; Hydra calls it once per job of a sweep."""
+    settings = config.parse(cfg)
+    from pqd import pipeline  # slow to import: a mistake in the configuration need not wait
+
+    pipeline.run(settings, Path(settings.output_dir))
+    sweep.after_job()
+
+
+if __name__ == "__main__":
+    sweep.launch(main)
