@@ -138,6 +138,13 @@ def test_stage_table_has_one_row_per_stage_and_a_line_on_the_model():
     )
 
 
+def test_a_speed_up_that_was_not_measured_is_left_out():
+    result = copy.deepcopy(RESULT)
+    result["final"]["latency"] = [result["final"]["latency"][1] | {"speedup": None}]
+    assert "0.5 ms (onnxruntime" in shown(stage_table(result))
+    assert cells(shown(comparison_table([result])))[0][-2:] == ["0.5", "-"]
+
+
 def test_stage_table_of_a_failed_run_says_why():
     text = shown(stage_table(FAILED))
     assert len(cells(text)) == 1

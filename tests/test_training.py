@@ -234,7 +234,7 @@ def test_weight_decay_acts_on_weights_alone():
 
     model = network()
     parametrize.register_parametrization(model[0], "weight", Scale())
-    groups = training._sgd(model, settings()).param_groups
+    groups = training.make_optimizer(model, settings()).param_groups
     assert [group["weight_decay"] for group in groups] == [5e-4, 0.0]
     assert [p.ndim for p in groups[0]["params"]] == [4, 4, 2]
     assert [p.ndim for p in groups[1]["params"]] == [0, 1, 1, 1, 1, 1]

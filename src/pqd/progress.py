@@ -151,7 +151,8 @@ def _summary(result: Mapping[str, Any]) -> str:
     ]
     row = _headline(final)
     if row:
-        parts.append(f"{row['p50_ms']:.3g} ms, {row['speedup']:.2f}x ({_setting(row)})")
+        speedup = _number(row["speedup"], ", {:.2f}x", missing="")
+        parts.append(f"{row['p50_ms']:.3g} ms{speedup} ({_setting(row)})")
     return "model.onnx: " + ", ".join(parts)
 
 
@@ -193,8 +194,8 @@ def comparison_table(results: Iterable[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _number(value: float | None, form: str, scale: float = 1) -> str:
-    return DASH if value is None else form.format(value * scale)
+def _number(value: float | None, form: str, scale: float = 1, missing: str = DASH) -> str:
+    return missing if value is None else form.format(value * scale)
 
 
 def _model_bytes(final: Mapping[str, Any]) -> int:

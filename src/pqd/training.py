@@ -90,11 +90,11 @@ def fit(
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # every batch has the same shape
-    optimizer = _sgd(model, settings)
+    optimizer = make_optimizer(model, settings)
     steps = epochs * len(batches)
     run = {"epochs": epochs, "steps": steps, "lr": lr, "seed": seed}
     history = _resume(checkpoint, run, model, optimizer, device) if checkpoint else []
-    train_step = _train_step(
+    train_step = make_train_step(
         model,
         loss_fn,
         device,
@@ -224,8 +224,10 @@ def resolve_compile(name: str, device: torch.device, steps: int) -> bool:
     return name == "true" or (name == "auto" and steps >= COMPILE_FROM_STEPS[device.type])
 
 
-def _sgd(model: nn.Module, settings: TrainConfig) -> torch.optim.SGD:
-    """Weight decay acts on weights (ndim >= 2) alone: not on batch norm, biases, quantizers."""
+def make_optimizer(model: nn.Module, settings: TrainConfig) -> torch.optim.SGD:
+    """SGD in which weight decay acts on weights (ndim >= 2) alone: not on batch norm, biases or
+    quantizer parameters. The learning rate is 0 until it is set.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.ndim >= 2]},
@@ -233,7 +235,7 @@ def _sgd(model: nn.Module, settings: TrainConfig) -> torch.optim.SGD:
     ]
     return torch.optim.SGD(
         groups,
-        lr=0.0,  # set before each step
+        lr=0.0,
         momentum=settings.momentum,
         nesterov=settings.momentum > 0,
         weight_decay=settings.weight_decay,
@@ -241,10 +243,15 @@ def _sgd(model: nn.Module, settings: TrainConfig) -> torch.optim.SGD:
     )
 
 
-def _train_step(
+def make_train_step(
     model: nn.Module, loss_fn: LossFn, device: torch.device, precision: Precision, compiled: bool
 ) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
-    """Forward and backward pass of one batch, as a function that returns the metrics."""
+    """Builds the forward and backward pass of one batch.
+
+    Returns:
+        A function of images [B, C, H, W] and labels [B] that adds to the gradients and returns
+        the named parts of the loss and `train_accuracy`, scalars on the device.
+    """
 
     def forward(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
