@@ -1,0 +1,35 @@
+"""What a deployed model predicts."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pqd.measure.cpu import cores
+from pqd.measure.runtimes import open_session
+
+
+def predictions(
+    model: Path, images: Iterable[Any], runtime: str = "onnxruntime", threads: int = 0
+) -> NDArray[np.int64]:
+    """Runs an ONNX file over batches of images.
+
+    Args:
+        model: the ONNX file.
+        images: batches of normalised float32 images [B, C, H, W], tensors or arrays.
+        runtime: `onnxruntime` or `openvino`.
+        threads: number of threads; 0 is all cores.
+
+    Returns:
+        The class of each image, int64 [N].
+    """
+    session = open_session(runtime, model, threads or len(cores()))
+    batches = (np.ascontiguousarray(batch, dtype=np.float32) for batch in images)
+    return np.concatenate([session(batch).argmax(axis=1) for batch in batches])
+
+
+def top1(predicted: Any, labels: Any) -> float:
+    """Top-1 accuracy in % of predicted classes [N] against labels [N], arrays or tensors."""
+    return 100.0 * float(np.mean(np.asarray(predicted) == np.asarray(labels)))

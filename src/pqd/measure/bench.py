@@ -1,0 +1,128 @@
+"""Measuring existing artifacts again, on the machine at hand."""
+
+import json
+import logging
+import platform
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pqd.config import RuntimeConfig
+from pqd.errors import UserError
+from pqd.measure.accuracy import predictions, top1
+from pqd.measure.conditions import provenance
+from pqd.measure.graph import input_shape, is_quantized
+from pqd.measure.runtimes import available
+from pqd.measure.timings import latency
+from pqd.record import FILE, SCHEMA, read_json, write_json
+
+log = logging.getLogger(__name__)
+
+BATCH_SIZE = 250  # of the accuracy's evaluation
+
+
+def bench(paths: list[Path], runtime: RuntimeConfig) -> list[Path]:
+    """Measures runs' folders, ONNX files and packages on this machine.
+
+    Of a run the dense, the pruned and the final network are measured, and the final one's accuracy
+    where the run's data set is at hand. Torch measures the dense network only.
+
+    Args:
+        paths: folders of runs, `.onnx` or `.pqd` files.
+        runtime: what to measure in, and the protocol's numbers.
+
+    Returns:
+        The records written: `bench-<hostname>.json` in a run's folder,
+        `<file>.bench-<hostname>.json` beside a file.
+
+    Raises:
+        UserError: a path is neither of these; found out before anything is measured.
+    """
+    for path in paths:
+        _check(path)
+    # Two machines may write into one folder that they share.
+    host = re.sub(r"[^\w.-]", "_", platform.node()) or "unknown"
+    written = []
+    for path in paths:
+        name = f"bench-{host}.json" if path.is_dir() else f"{path.name}.bench-{host}.json"
+        record = (path if path.is_dir() else path.parent) / name
+        write_json(
+            record, {"schema": SCHEMA, "provenance": provenance(), **_measure(path, runtime)}
+        )
+        written.append(record)
+    return written
+
+
+def _check(path: Path) -> None:
+    if path.is_dir():
+        if not (path / "model.onnx").is_file():
+            raise UserError(f"{path} is not the folder of a completed run: it has no model.onnx")
+    elif path.suffix not in (".onnx", ".pqd"):
+        raise UserError(f"{path} is neither a run's folder nor an .onnx or .pqd file")
+    elif not path.is_file():
+        raise UserError(f"{path} does not exist")
+
+
+def _measure(path: Path, runtime: RuntimeConfig) -> dict[str, Any]:
+    """Returns `latency` and `accuracy_by_runtime` of a record."""
+    if path.is_dir():
+        model = path / "model.onnx"
+        models = {"dense": path / "dense.onnx", "pruned": path / "pruned.onnx", _kind(model): model}
+        models = {name: file for name, file in models.items() if file.is_file()}
+        rows = latency(models, runtime, input_shape(model), _modules(path, runtime))
+        return {"latency": rows, "accuracy_by_runtime": _accuracies(path, runtime)}
+    with _onnx(path) as model:
+        rows = latency({_kind(model): model}, runtime, input_shape(model))
+    return {"latency": rows, "accuracy_by_runtime": {}}
+
+
+def _kind(model: Path) -> str:
+    return "int8" if is_quantized(model) else "fp32"
+
+
+@contextmanager
+def _onnx(path: Path) -> Iterator[Path]:
+    """The ONNX file itself, or a temporary one from a package."""
+    if path.suffix == ".onnx":
+        yield path
+        return
+    from pqd.export.package import unpack
+
+    with tempfile.TemporaryDirectory() as folder:
+        unpack(path, model := Path(folder, "model.onnx"))
+        yield model
+
+
+def _modules(run: Path, runtime: RuntimeConfig) -> dict[str, Any]:
+    """The FP32 network for torch's runtimes, whose speed does not depend on the weights."""
+    if not any(name.startswith("torch") for name in runtime.names):
+        return {}
+    from pqd.constraints.network import load_network
+
+    return {"dense": load_network(run, quantized=False)}
+
+
+def _accuracies(run: Path, runtime: RuntimeConfig) -> dict[str, float]:
+    """Top-1 in % of a run's final network, by ONNX runtime; empty without its data set."""
+    import torch
+
+    from pqd import data
+    from pqd.config import AugmentConfig, DatasetConfig
+
+    try:
+        given = read_json(run / FILE)["config"]["dataset"]
+        config = DatasetConfig(**given | {"augment": AugmentConfig(**given["augment"])})
+        dataset = data.load_dataset(config)
+    except (OSError, json.JSONDecodeError, KeyError, UserError) as error:
+        log.warning("%s: accuracy is not measured, as its data set is not here: %s", run, error)
+        return {}
+    found = {}
+    for name in available(runtime.names):
+        if not name.startswith("torch"):
+            batches = data.eval_batches(dataset.test, dataset, BATCH_SIZE, torch.device("cpu"))
+            predicted = predictions(run / "model.onnx", (images for images, _ in batches), name)
+            found[name] = top1(predicted, dataset.test.labels)
+    return found

@@ -1,0 +1,121 @@
+"""The CPU: what it can do, which cores this process may use, pinning to some of them."""
+
+import logging
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+log = logging.getLogger(__name__)
+
+# Our name for an instruction-set extension, and the other spellings of it: Linux and py-cpuinfo
+# differ, and ARM kernels name the INT8 dot product after its register width.
+ISA = {
+    "avx2": (),
+    "avx512f": (),
+    "avx512_vnni": ("avx512vnni",),
+    "avx_vnni": ("avxvnni",),
+    "avx512_bf16": ("avx512bf16",),
+    "amx_int8": (),
+    "amx_bf16": (),
+    "neon": ("asimd",),
+    "asimddp": ("dotprod",),
+    "i8mm": (),
+}
+VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
+
+
+@cache
+def cpuinfo() -> dict[str, str]:
+    """The first processor's entries of /proc/cpuinfo, keys in lower case; empty elsewhere."""
+    try:
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {key.strip().lower(): value.strip() for key, _, value in pairs}
+
+
+@cache
+def slow_cpuinfo() -> dict[str, Any]:
+    """py-cpuinfo's answer, which takes a second: for what /proc/cpuinfo does not tell."""
+    from cpuinfo import get_cpu_info
+
+    return get_cpu_info()
+
+
+def cpu_name() -> str:
+    """The CPU's model name, e.g. `"AMD EPYC"`."""
+    name = cpuinfo().get("model name") or slow_cpuinfo().get("brand_raw")
+    return str(name or platform.machine())
+
+
+def isa() -> list[str]:
+    """The instruction-set extensions that decide INT8 and FP32 speed, those of `ISA` it has."""
+    listed = cpuinfo().get("flags") or cpuinfo().get("features")
+    flags = set(listed.split() if listed else slow_cpuinfo().get("flags", ()))
+    return [name for name, spellings in ISA.items() if flags & {name, *spellings}]
+
+
+def has_vnni() -> bool:
+    """Whether INT8 products are summed without saturation.
+
+    x86 without VNNI or AMX adds pairs of U8 x S8 products in 16 bits (`vpmaddubsw`), which
+    saturates for weights beyond +-64: measured in ONNX Runtime 1.31 and OpenVINO 2026.4 for
+    convolutions and matrix products alike. Other architectures (ARM) do not, and return True.
+    """
+    return platform.machine().lower() not in ("x86_64", "amd64") or bool(VNNI & set(isa()))
+
+
+def cores() -> list[int]:
+    """One logical CPU for each physical core that this process may use, in ascending order.
+
+    Affinity and a container's CPU quota are respected: threads beyond either only wait.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return list(range(psutil.cpu_count(logical=False) or os.cpu_count() or 1))
+    first_of_core: dict[str, int] = {}
+    for cpu in sorted(os.sched_getaffinity(0)):
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        first_of_core.setdefault(siblings.read_text() if siblings.exists() else str(cpu), cpu)
+    return list(first_of_core.values())[: _quota()]
+
+
+def _quota() -> int | None:
+    """Whole CPUs that the container (cgroup v2) may use at a time; None is unlimited."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else max(1, int(quota) // int(period))
+
+
+def thread_counts(requested: Sequence[int]) -> list[int]:
+    """The distinct thread counts to measure; 0 is all cores, more than there are is cut down."""
+    available = len(cores())
+    for threads in requested:
+        if threads > available:
+            log.warning("%d threads asked for, %d cores usable: using these", threads, available)
+    return sorted({min(threads or available, available) for threads in requested})
+
+
+@contextmanager
+def pinned(threads: int) -> Iterator[None]:
+    """Keeps the calling thread, and threads it starts inside the block, on `threads` cores.
+
+    Where the system has no affinity (macOS, Windows) only the runtimes' own thread counts hold.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores()[:threads])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
