@@ -1,0 +1,222 @@
+import copy
+import operator
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pqd.backbones import build
+from pqd.backbones.build import BUILDERS
+from pqd.backbones.resnet import CifarResNet, resnet18, resnet18_imagenet_stem
+from pqd.backbones.trace import trace
+from pqd.backbones.vgg import vgg16_bn
+from pqd.backbones.wrn import WideResNet
+from pqd.config import BackboneConfig
+from pqd.errors import UserError
+
+
+def named(name: str, **kwargs) -> BackboneConfig:
+    return BackboneConfig(builder=name, name=name, kwargs=kwargs)
+
+
+def timm_net(name: str, **kwargs) -> BackboneConfig:
+    return BackboneConfig(builder="timm", name=name, kwargs=kwargs)
+
+
+def images(batch: int, channels: int = 3, size: int = 8) -> torch.Tensor:
+    drawn = torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(1))
+    return drawn.contiguous(memory_format=torch.channels_last)
+
+
+def assert_same_function(traced: nn.Module, untraced: nn.Module, channels: int = 3) -> None:
+    """Equal bits in both modes and at several batch sizes; equal gradients but for rounding."""
+    assert set(traced.state_dict()) == set(untraced.state_dict())
+    assert traced.training
+    for training, batch in ((False, 2), (False, 5), (True, 3), (True, 5), (False, 3)):
+        outputs = []
+        for net in (traced, untraced):
+            net.train(training)
+            torch.manual_seed(2)  # of dropout
+            outputs.append(net(images(batch, channels)))
+        torch.testing.assert_close(*outputs, rtol=0, atol=0)
+    for net in (traced, untraced):  # in NCHW, where oneDNN's gradients are right
+        net(images(5, channels).contiguous()).sum().backward()
+    want = dict(untraced.named_parameters())
+    for name, parameter in traced.named_parameters():
+        difference = (parameter.grad - want[name].grad).norm()
+        assert difference <= 1e-5 * want[name].grad.norm(), name
+
+
+# At 10 and 100 classes, from the papers and torchvision.
+PARAMETERS = {
+    "resnet18": (11_173_962, 11_220_132),
+    "resnet18_imagenet_stem": (11_181_642, 11_227_812),
+    "resnet20": (272_474, 278_324),
+    "vgg16_bn": (14_728_266, 14_774_436),
+    "wrn28_10": (36_479_194, 36_536_884),
+}
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_parameter_counts_are_the_published_ones(name):
+    for classes, published in zip((10, 100), PARAMETERS[name], strict=True):
+        with torch.device("meta"):
+            net = build(named(name), classes, channels=3, image_size=32)
+        assert sum(p.numel() for p in net.parameters()) == published
+
+
+def test_the_papers_network_is_42_65_mebibytes():
+    with torch.device("meta"):
+        net = build(named("resnet18_imagenet_stem"), classes=10, channels=3, image_size=32)
+    assert round(sum(p.numel() for p in net.parameters()) * 4 / 2**20, 2) == 42.65
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: resnet18(10, 3, 8),
+        lambda: resnet18_imagenet_stem(10, 3, 8),
+        lambda: CifarResNet(blocks=1, classes=10, channels=3),
+        lambda: vgg16_bn(10, 3, 8),
+        lambda: WideResNet(depth=10, width=1, classes=10, channels=3),
+    ],
+    ids=list(BUILDERS),
+)
+def test_a_traced_network_computes_what_the_untraced_one_does(make):
+    untraced = make()
+    assert_same_function(trace(copy.deepcopy(untraced), "net"), untraced)
+
+
+# Their features: BatchNormAct2d and squeeze-excitation; functional dropout and split channels;
+# stochastic depth.
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("mobilenetv3_small_050", {"drop_rate": 0.5}),
+        ("ghostnet_050", {}),
+        ("test_resnet", {"drop_path_rate": 0.5}),
+    ],
+)
+def test_timm_networks_compute_what_timm_does(name, kwargs):
+    import timm
+
+    torch.manual_seed(0)
+    traced = build(timm_net(name, **kwargs), classes=7, channels=1, image_size=8)
+    torch.manual_seed(0)
+    assert_same_function(traced, timm.create_model(name, num_classes=7, in_chans=1, **kwargs), 1)
+
+
+def test_the_graph_holds_whole_layers_and_nothing_that_computes_nothing():
+    net = build(timm_net("mobileone_s0"), classes=10, channels=3, image_size=32)
+    kinds = {
+        type(net.get_submodule(n.target)) if n.op == "call_module" else n.target
+        for n in net.graph.nodes
+        if n.op.startswith("call_")
+    }
+    assert kinds == {
+        *(nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear),
+        nn.MaxPool2d,  # the stride of the 1x1 convolution that reads the images
+        operator.add,
+    }
+    for node in net.graph.nodes:
+        assert node.target is not operator.add or len(node.all_input_nodes) == 2
+
+
+def test_building_twice_gives_the_same_graph_and_the_same_weights():
+    nets = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        nets.append(build(named("resnet20"), classes=10, channels=1, image_size=8))
+    assert nets[0].code == nets[1].code
+    first, second = (dict(net.state_dict()) for net in nets)
+    assert list(first) == list(second)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("name", ["resnet18_imagenet_stem", "resnet20", "vgg16_bn"])
+def test_small_gray_images_fit(name):
+    net = build(named(name), classes=10, channels=1, image_size=8).eval()
+    assert net(images(3, channels=1, size=8)).shape == (3, 10)
+
+
+def test_vgg_has_the_same_parameter_names_for_every_image_size():
+    with torch.device("meta"):
+        sizes = [build(named("vgg16_bn"), 10, 3, size).state_dict() for size in (1, 8, 32, 64)]
+    assert len({tuple(sorted(state)) for state in sizes}) == 1
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+class DropsByItself(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Flatten()
+
+    def forward(self, x):
+        return F.alpha_dropout(self.fc(x), 0.5, self.training)
+
+
+class Holder(nn.Module):
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+def test_an_untraceable_network_is_refused_naming_operation_and_layer():
+    inner = Branching()
+    inner.add_module("child", nn.ReLU())  # a layer without children is not traced into
+    message = (
+        r'=mine .*"return x if x.sum\(\) > 0 else -x" in layer inner \(Branching\): TraceError'
+    )
+    with pytest.raises(UserError, match=message):
+        trace(Holder(inner), "mine")
+
+
+def test_a_network_whose_mode_would_be_frozen_is_refused():
+    with pytest.raises(UserError, match="alpha_dropout differs between training and evaluation"):
+        trace(Holder(DropsByItself()), "mine")
+
+
+def test_wrong_logits_are_refused(monkeypatch):
+    monkeypatch.setitem(BUILDERS, "mine", lambda *_: nn.Sequential(nn.Flatten(), nn.Linear(12, 3)))
+    with pytest.raises(UserError, match=r"returns \[2, 3\] .* shape \[2, 10\] are needed"):
+        build(named("mine"), classes=10, channels=3, image_size=2)
+
+
+def test_gradients_of_a_narrow_strided_convolution_are_right_in_channels_last():
+    net = nn.Sequential(nn.Conv2d(3, 8, 1, stride=2, bias=False))
+    exact = copy.deepcopy(net).double()
+    got = trace(net, "net")(images(2))
+    want = exact(images(2).double())
+    torch.testing.assert_close(got, want.float())
+    got.square().sum().backward()
+    want.square().sum().backward()
+    torch.testing.assert_close(net[0].weight.grad, exact[0].weight.grad.float())
+
+
+@pytest.mark.parametrize(
+    ("cfg", "message"),
+    [
+        (named("resnet19"), "backbone.builder=resnet19 is unknown.*did you mean resnet18.*timm"),
+        (named("resnet20", depth=3), r"backbone.kwargs=\{'depth': 3\}: only backbone.builder=timm"),
+        (timm_net("mobilenet_v2_050"), "unknown to timm .*mobilenetv2_050"),
+        (timm_net("qqqqqqqqqqqq"), r"unknown to timm .*timm.list_models\(\)"),
+        (timm_net("test_resnet", depht=3), "cannot build backbone.name=test_resnet .*depht"),
+        (timm_net("test_resnet", num_classes=3), "cannot build .*num_classes"),
+        (timm_net("mobilevit_xxs"), r'"if new_h .*" in layer stages.2.1 \(MobileVitBlock\)'),
+        (timm_net("tf_efficientnet_lite0"), r"compressed: layer conv_stem \(Conv2dSame\)"),
+        (timm_net("test_nfnet"), r"compressed: layer .* \(ScaledStdConv2d\)"),
+        (timm_net("ghostnetv2_100"), r"images of shape \[3, 32, 32\] .*too small"),
+    ],
+)
+def test_bad_input_is_one_clear_line(cfg, message):
+    with pytest.raises(UserError, match=message) as caught:
+        build(cfg, classes=10, channels=3, image_size=32)
+    assert "\n" not in str(caught.value)
