@@ -45,12 +45,8 @@ class Entry:
     label: str
     made: datetime
     files: tuple[Path, ...]
+    bytes: int
     cached: bool  # found rather than made by this call
-
-    @property
-    def bytes(self) -> int:
-        """The size of the entry's files, in bytes."""
-        return sum(path.stat().st_size for path in self.files)
 
 
 class Cache:
@@ -149,6 +145,7 @@ class Cache:
             label=manifest["label"],
             made=datetime.fromisoformat(manifest["made"]),
             files=tuple(self.folder / key / name for name in manifest["files"]),
+            bytes=sum(file["bytes"] for file in manifest["files"].values()),
             cached=cached,
         )
 

@@ -5,11 +5,12 @@ from one to the next as the files of that entry. What is there already is not do
 """
 
 import hashlib
+import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,14 @@ from pqd.constraints.mask import sparsity
 from pqd.constraints.network import WEIGHTS, Blueprint, load_network, load_weights, save_network
 from pqd.errors import UserError
 from pqd.export import artifact
-from pqd.measure import provenance
+from pqd.measure import has_vnni, provenance
 from pqd.progress import StageProgress, make_console, stage_table
 from pqd.record import FILE, new_record, read_json, write_json
 from pqd.stages import STAGES, Distill, Prune, Quantize, Stage
 
 ENTRY_RECORD = "record.json"
+
+log = logging.getLogger(__name__)
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:
@@ -52,7 +55,6 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
         try:
             _Run(config, folder, record, tracker).complete()
             record |= {"status": "completed", "reason": None}
-            make_console().print(stage_table(record))
         except KeyboardInterrupt:
             record |= {"status": "interrupted", "reason": "stopped by Ctrl-C"}
             raise
@@ -63,6 +65,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
             record["provenance"]["seconds"] = round(time.monotonic() - start, 2)
             write_json(folder / FILE, record)
             tracker.finish(record, [folder / name for name in record["files"]])
+    make_console().print(stage_table(record))
     return record
 
 
@@ -94,6 +97,8 @@ class _Run:
             "device": str(self.device),
             "precision": self.precision,
         }
+        if "quantize" in self.config.order.stages and not self.config.quantize.reduce_range:
+            _warn_without_vnni()
         self.baseline = last = self.stage("baseline", None)
         for name in self.config.order.stages:
             last = self.stage(name, last)
@@ -101,67 +106,81 @@ class _Run:
 
     def stage(self, name: str, parent: Entry | None) -> Entry:
         """Returns the entry of a stage that follows `parent`, training it if it is not there."""
-        identity = {
-            "stage": name,
-            "version": STAGES[name].version,
-            "parent": parent.key if parent else asdict(self.config.backbone),
-            "dataset": self.dataset.fingerprint,
-            "augment": asdict(self.config.dataset.augment),
-            "seed": self.config.seed,
-            "train": self._train_identity(name),
-            "settings": self._settings_identity(name),
-        }
-        key = key_of(identity)
-
-        def make(folder: Path) -> None:
-            with _named(name):
-                self._train(name, parent, folder, self.cache.checkpoint(key))
-
-        entry = self.cache.get(key, f"{self.record['name']} {name}", make)
-        content = read_json(entry.folder / ENTRY_RECORD)
-        self.record["stages"].append({"stage": name, "key": key, "cached": entry.cached} | content)
+        with _named(name):
+            identity = {
+                "stage": name,
+                "version": STAGES[name].version,
+                "parent": parent.key if parent else asdict(self.config.backbone),
+                "dataset": self.dataset.fingerprint,
+                "augment": asdict(self.config.dataset.augment),
+                "seed": self.config.seed,
+                "train": self._train_identity(name),
+                "settings": self._settings_identity(name),
+            }
+            checkpoint = self.cache.checkpoint(key_of(identity))
+            entry = self._entry(
+                f"{self.record['name']} {name}",
+                identity,
+                lambda folder: self._train(name, parent, folder, checkpoint),
+            )
+        shown = {"stage": name, "key": entry.key, "cached": entry.cached}
+        self.record["stages"].append(shown | _read_record(entry))
         return entry
 
     def measure(self, last: Entry) -> None:
-        """Makes the artifact of the network in `last`, measures it, and copies it to the run."""
-        subject = artifact.Subject(
-            network=last.folder,
-            dense=self.baseline.folder,
-            dataset=self.dataset,
-            runtime=self.config.runtime,
-            order=self.config.order.name,
-            backbone=self.config.backbone.name,
+        """Makes and measures the artifact of the network in `last`; copies it to the run."""
+        baseline, name = self.baseline, self.record["name"]
+        dense = artifact.Subject(
+            baseline.folder, self.dataset, self.blueprint.backbone.name, "none"
         )
-        key = key_of({"network": last.key, "dense": self.baseline.key} | subject.identity())
+        dense_entry = self._entry(
+            f"{name} dense",
+            {"dense": baseline.key} | dense.identity(),
+            lambda folder: artifact.make_dense(dense, folder),
+        )
+        subject = replace(dense, folder=last.folder, order=self.config.order.name)
+        runtime = self.config.runtime
+        entry = self._entry(
+            f"{name} artifact",
+            {"dense": dense_entry.key, "network": last.key, "runtime": asdict(runtime)}
+            | subject.identity(),
+            lambda folder: artifact.make(subject, dense_entry.folder, runtime, folder),
+        )
+        self.record["final"] = _read_record(dense_entry) | _read_record(entry)
+        dense_file = dense_entry.folder / artifact.DENSE
+        for path in (dense_file, *(p for p in entry.files if p.name != ENTRY_RECORD)):
+            shutil.copyfile(path, self.folder / path.name)
+            self.record["files"][path.name] = {
+                "bytes": path.stat().st_size,
+                "sha256": file_digest(path),
+            }
 
-        def make(folder: Path) -> None:
-            write_json(folder / ENTRY_RECORD, artifact.make(subject, folder))
+    def _entry(
+        self, label: str, identity: dict[str, Any], make: Callable[[Path], dict[str, Any]]
+    ) -> Entry:
+        """Returns a cache entry whose record is what `make` returns."""
 
-        entry = self.cache.get(key, f"{self.record['name']} artifact", make)
-        self.record["final"] = read_json(entry.folder / ENTRY_RECORD)
-        for path in sorted(entry.files):
-            if path.name != ENTRY_RECORD:
-                shutil.copyfile(path, self.folder / path.name)
-                self.record["files"][path.name] = {
-                    "bytes": path.stat().st_size,
-                    "sha256": file_digest(path),
-                }
+        def fill(folder: Path) -> None:
+            write_json(folder / ENTRY_RECORD, make(folder))
 
-    def _train(self, name: str, parent: Entry | None, folder: Path, checkpoint: Path) -> None:
-        """Trains a stage and fills its entry's folder."""
+        return self.cache.get(key_of(identity), label, fill)
+
+    def _train(
+        self, name: str, parent: Entry | None, folder: Path, checkpoint: Path
+    ) -> dict[str, Any]:
+        """Trains a stage, saves the network into `folder` and returns the stage's figures."""
         config, epochs = self.config, getattr(self.config.train.epochs, name)
         seed = stage_seed(config.seed, name)
         start = time.monotonic()
         if parent is None:
+            self._try_order()
             torch.manual_seed(seed)
             model = self.blueprint.build()
-            self._try_order()
         else:
             model = load_network(parent.folder)
         if parent is None and config.baseline.checkpoint:
             load_weights(model, Path(config.baseline.checkpoint))
-            self._store(model, [], time.monotonic() - start, folder)
-            return
+            return self._finish(model, [], time.monotonic() - start, folder)
         stage = self._build(name, seed)
         stage.attach(model)
         with StageProgress(name, epochs, epochs * len(self.batches)) as shown:
@@ -187,16 +206,15 @@ class _Run:
                 on_epoch=on_epoch,
                 checkpoint=checkpoint,
             )
-        self._store(model, history, time.monotonic() - start, folder)
+        return self._finish(model, history, time.monotonic() - start, folder)
 
-    def _store(
+    def _finish(
         self, model: fx.GraphModule, history: list[dict[str, float]], seconds: float, folder: Path
-    ) -> None:
-        """Fills a stage's entry: the network, and the record that `result.json` shows of it."""
+    ) -> dict[str, Any]:
         last = history[-1] if history else {}
         accuracy = last.get("validation_accuracy") or self._validation_accuracy(model)
         save_network(model.cpu(), self.blueprint, folder)
-        content = {
+        return {
             "epochs": len(history),
             "seconds": round(seconds, 2),
             "loss": last.get("loss"),
@@ -204,7 +222,6 @@ class _Run:
             "sparsity": sparsity(model),
             "history": history,
         }
-        write_json(folder / ENTRY_RECORD, content)
 
     def _build(self, name: str, seed: int) -> Stage:
         config, smoothing = self.config, self.config.train.label_smoothing
@@ -270,6 +287,18 @@ class _Run:
         if name == "distill" and not settings["teacher"]:
             settings["teacher"] = self.baseline.key
         return settings
+
+
+def _read_record(entry: Entry) -> dict[str, Any]:
+    return read_json(entry.folder / ENTRY_RECORD)
+
+
+def _warn_without_vnni() -> None:
+    if not has_vnni():
+        log.warning(
+            "this CPU has no VNNI: the 16-bit sums of its INT8 kernels saturate with 8-bit "
+            "weights, which can cost accuracy here; quantize=int7 (7-bit weights) avoids it"
+        )
 
 
 def stage_seed(seed: int, name: str) -> int:

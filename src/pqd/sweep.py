@@ -44,7 +44,7 @@ def launch(main: Callable[[], Any]) -> None:
     """Runs Hydra's main, ends a sweep with its report, and exits; 0 only if all went well."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors arrive here rather than printed by Hydra
     try:
-        _check_globs(sys.argv[1:], Path(sys.argv[0]).resolve().parent / CONF)
+        check_globs(sys.argv[1:], Path(sys.argv[0]).resolve().parent / CONF)
         main()
         code = 0
     except KeyboardInterrupt:
@@ -114,8 +114,12 @@ def _report(sweep: Path) -> None:
         _print_error(str(error))
 
 
-def _check_globs(arguments: list[str], conf: Path) -> None:
-    """Hydra launches nothing, and calls that a success, where a glob matches nothing.
+def check_globs(arguments: list[str], conf: Path) -> None:
+    """Refuses a glob without a match, where Hydra would launch nothing and call it a success.
+
+    Args:
+        arguments: of the command line.
+        conf: the folder of configuration groups.
 
     Raises:
         UserError: a glob over a config group that matches none of its options.

@@ -12,13 +12,14 @@ import torch
 from torch import fx, nn
 
 from pqd.config import BackboneConfig
-from pqd.constraints.parametrization import find
 from pqd.constraints.fake_quant import WeightFakeQuant
 from pqd.constraints.mask import attach_masks, masks
+from pqd.constraints.parametrization import find
 from pqd.constraints.placement import insert_fake_quants, remove_fake_quants
 from pqd.errors import UserError
 
 FORMAT = 1
+_WEIGHT_SOURCES = ("pretrained", "pretrained_cfg", "checkpoint_path")
 WEIGHTS, RECIPE = "model.safetensors", "recipe.json"
 
 
@@ -120,4 +121,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def _backbone(recipe: dict) -> BackboneConfig:
-    return BackboneConfig(**recipe["blueprint"]["backbone"])
+    backbone = BackboneConfig(**recipe["blueprint"]["backbone"])
+    # The weights are in the file beside the recipe; a recipe must not fetch or open others.
+    backbone.kwargs = {k: v for k, v in backbone.kwargs.items() if k not in _WEIGHT_SOURCES}
+    return backbone

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from pqd.constraints.parametrization import attach, detach_last, find
 from pqd.constraints.fake_quant import ActivationFakeQuant, WeightFakeQuant
+from pqd.constraints.parametrization import attach, detach_last, find
 from pqd.errors import UserError
 
 PREFIX = "activation_quantizers"

@@ -2,12 +2,12 @@
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from pqd import measure, training
 from pqd.config import RuntimeConfig
@@ -22,107 +22,121 @@ VERSION = 1  # raise it when a code change alters a file or a figure
 BATCH_SIZE = 250
 MODEL, PACKAGE, DENSE, PRUNED = "model.onnx", "model.pqd", "dense.onnx", "pruned.onnx"
 
+_CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Subject:
-    """What an artifact is made of."""
+    """A network to export: its folder, the images it is for, and what it is called."""
 
-    network: Path  # folder of the compressed network
-    dense: Path  # folder of the dense baseline
+    folder: Path
     dataset: Dataset
-    runtime: RuntimeConfig
-    order: str
     backbone: str
+    order: str
 
     def identity(self) -> dict[str, Any]:
-        """Returns what, besides the two networks, the files and figures depend on."""
+        """Returns what, besides the network, files and figures depend on; goes into a hash."""
         return {
             "version": VERSION,
             "dataset": self.dataset.fingerprint,
-            "runtime": asdict(self.runtime),
             "order": self.order,
             "machine": measure.machine(),
         }
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape of an image: (C, H, W)."""
+        _, height, width, channels = self.dataset.test.images.shape
+        return channels, height, width
 
-def make(subject: Subject, folder: Path) -> dict[str, Any]:
-    """Writes the files of an artifact and returns its figures (`final` in `result.json`).
+    def write(self, network: fx.GraphModule, path: Path) -> None:
+        """Writes a network as ONNX with all that is needed to classify images with it."""
+        metadata = {
+            "classes": self.dataset.classes,
+            "mean": list(self.dataset.mean),
+            "std": list(self.dataset.std),
+            "image_size": self.shape[1],
+            "channels": self.shape[0],
+            "backbone": self.backbone,
+            "order": self.order,
+        }
+        write_onnx(network, path, self.shape, metadata)
 
-    `model.onnx` is the compressed network and `model.pqd` its package; `dense.onnx` is the
-    baseline and `pruned.onnx` (where the order prunes and quantizes) the sparse network in FP32,
-    both for comparison in the same runtime; `model.safetensors` and `recipe.json` rebuild the
-    network in torch.
+    def accuracy(self, predicted: Any) -> float:
+        """Returns the top-1 accuracy, in %, of predictions [N] over the whole test split."""
+        return measure.top1(predicted, self.dataset.test.labels)
+
+    def predictions(self, model: Path, runtime: str = "onnxruntime") -> Any:
+        """Returns the classes, int64 [N], that an ONNX file gives the test images."""
+        return measure.predictions(model, (images for images, _ in self.batches()), runtime)
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields the test images [B, C, H, W] and their labels [B]."""
+        return eval_batches(self.dataset.test, self.dataset, BATCH_SIZE, _CPU)
+
+
+def make_dense(subject: Subject, folder: Path) -> dict[str, Any]:
+    """Writes `dense.onnx`, the FP32 baseline, and its network beside it.
 
     Args:
-        subject: the networks, the images and the runtimes to measure with.
-        folder: exists, and is empty.
+        subject: the dense network.
+        folder: exists.
+
+    Returns:
+        `dense_accuracy` over the test split in %, and `macs` per image.
     """
-    dataset = subject.dataset
-    _, height, width, channels = dataset.test.images.shape
-    shape = (channels, height, width)
-    network = load_network(subject.network)
-    quantized = bool(activation_fake_quants(network))
-    networks = {"dense": load_network(subject.dense), "int8" if quantized else "fp32": network}
-    files = {"dense": folder / DENSE, "int8" if quantized else "fp32": folder / MODEL}
-    if quantized and masks(network):
-        networks["pruned"] = load_network(subject.network, quantized=False)
-        files["pruned"] = folder / PRUNED
-    metadata = {
-        "classes": dataset.classes,
-        "mean": list(dataset.mean),
-        "std": list(dataset.std),
-        "image_size": height,
-        "channels": channels,
-        "backbone": subject.backbone,
-        "order": subject.order,
-    }
-    for kind, path in files.items():
-        write_onnx(networks[kind], path, shape, metadata)
-    pack(folder / MODEL, folder / PACKAGE)
-    for name in (WEIGHTS, RECIPE):
-        shutil.copyfile(subject.network / name, folder / name)
-    rows = measure.latency(files, subject.runtime, shape, modules=networks)
-    return (
-        _accuracies(subject, network, folder)
-        | {
-            "sparsity": sparsity(network),
-            "parameters": sum(p.numel() for p in network.parameters()),
-            "macs": measure.macs(folder / DENSE),
-            "sizes": measure.sizes(
-                folder / MODEL, folder / PACKAGE, folder / DENSE, subject.dense / WEIGHTS
-            ),
-        }
-        | {"latency": rows}
-    )
-
-
-def _accuracies(subject: Subject, network: torch.nn.Module, folder: Path) -> dict[str, Any]:
-    """Top-1 accuracies over the whole test split, in %."""
-    dataset = subject.dataset
-    labels = dataset.test.labels
-    by_runtime = {
-        runtime: measure.predictions(folder / MODEL, _images(dataset), runtime)
-        for runtime in measure.available(subject.runtime.names)
-        if not runtime.startswith("torch")
-    }
-    deployed = by_runtime.setdefault(
-        "onnxruntime", measure.predictions(folder / MODEL, _images(dataset))
-    )
-    own = training.predict(network, eval_batches(dataset.test, dataset, BATCH_SIZE, _CPU))
-    dense = measure.predictions(folder / DENSE, _images(dataset))
+    subject.write(load_network(subject.folder), folder / DENSE)
+    _copy_network(subject, folder)
     return {
-        "accuracy": measure.top1(deployed, labels),
-        "network_accuracy": measure.top1(own, labels),
-        "agreement": measure.top1(deployed, own),
-        "dense_accuracy": measure.top1(dense, labels),
-        "accuracy_by_runtime": {
-            name: measure.top1(predicted, labels) for name, predicted in by_runtime.items()
-        },
+        "dense_accuracy": subject.accuracy(subject.predictions(folder / DENSE)),
+        "macs": measure.macs(folder / DENSE),
     }
 
 
-_CPU = torch.device("cpu")
+def make(subject: Subject, dense: Path, runtime: RuntimeConfig, folder: Path) -> dict[str, Any]:
+    """Writes the files of an artifact and measures them.
+
+    `model.onnx` is the compressed network and `model.pqd` its package; `pruned.onnx` (where the
+    order prunes and quantizes) is the sparse network in FP32, for comparison in the same runtime;
+    `model.safetensors` and `recipe.json` rebuild the network in torch.
+
+    Args:
+        subject: the compressed network.
+        dense: a folder filled by `make_dense`.
+        runtime: what to measure in.
+        folder: exists.
+
+    Returns:
+        The figures, as `final` in `result.json` but for those of `make_dense`.
+    """
+    network = load_network(subject.folder)
+    kind = "int8" if activation_fake_quants(network) else "fp32"
+    networks = {"dense": load_network(dense), kind: network}
+    files = {"dense": dense / DENSE, kind: folder / MODEL}
+    subject.write(network, folder / MODEL)
+    if kind == "int8" and masks(network):
+        networks["pruned"] = load_network(subject.folder, quantized=False)
+        files["pruned"] = folder / PRUNED
+        subject.write(networks["pruned"], folder / PRUNED)
+    pack(folder / MODEL, folder / PACKAGE)
+    _copy_network(subject, folder)
+
+    own = training.predict(network, subject.batches())
+    runtimes = {"onnxruntime", *measure.available(runtime.names)} & {"onnxruntime", "openvino"}
+    predicted = {name: subject.predictions(folder / MODEL, name) for name in sorted(runtimes)}
+    accuracies = {name: subject.accuracy(classes) for name, classes in predicted.items()}
+    return {
+        "accuracy": accuracies["onnxruntime"],
+        "network_accuracy": subject.accuracy(own),
+        "agreement": measure.top1(predicted["onnxruntime"], own),
+        "accuracy_by_runtime": accuracies,
+        "sparsity": sparsity(network),
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "sizes": measure.sizes(folder / MODEL, folder / PACKAGE, dense / DENSE, dense / WEIGHTS),
+        "latency": measure.latency(files, runtime, subject.shape, modules=networks),
+    }
 
 
-def _images(dataset: Dataset) -> Iterator[Tensor]:
-    return (images for images, _ in eval_batches(dataset.test, dataset, BATCH_SIZE, _CPU))
+def _copy_network(subject: Subject, folder: Path) -> None:
+    for name in (WEIGHTS, RECIPE):
+        shutil.copyfile(subject.folder / name, folder / name)

@@ -1,0 +1,119 @@
+"""Every file in conf/ composes, and what a user gets wrong is one clear line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+
+from pqd import config
+from pqd.errors import UserError
+from pqd.sweep import check_globs, one_line
+
+CONF = Path(__file__).parents[1] / "conf"
+OPTIONS = [
+    (group.relative_to(CONF).as_posix(), path.stem)
+    for group in sorted(p for p in CONF.rglob("*") if p.is_dir())
+    for path in sorted(group.glob("*.yaml"))
+]
+SIX = {"pqd", "pdq", "qpd", "qdp", "dpq", "dqp"}
+LETTERS = {"p": "prune", "q": "quantize", "d": "distill"}
+
+config.register()
+
+
+def parsed(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return config.parse(compose("config", ["output_dir=out", *overrides]))
+
+
+def line_for(*overrides):
+    with pytest.raises((HydraException, UserError)) as caught:
+        parsed(*overrides)
+    line = one_line(caught.value)
+    assert line
+    assert "\n" not in line
+    return line
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda v: v)
+def test_every_option_composes(group, option):
+    group, _, folder = group.partition("/")
+    extra = ["backbone.name=resnet10t"] if option == "timm" else []
+    name = f"{folder}/{option}" if folder else option
+    if group == "hydra":
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("config", [f"{group}/{name.replace('/', '=')}"], return_hydra_config=True)
+        assert cfg.hydra.launcher
+    else:
+        assert parsed(f"{group}={name}", *extra)
+
+
+def test_the_orders_are_exactly_the_permutations():
+    assert {path.stem for path in (CONF / "order").glob("*.yaml")} == SIX
+    partial = {"none", "p", "q", "d", "pq", "pd", "qp", "qd", "dp", "dq"}
+    assert {path.stem for path in (CONF / "order/partial").glob("*.yaml")} == partial
+    for name in SIX | partial:
+        order = parsed(f"order={name if name in SIX else f'partial/{name}'}").order
+        assert order.name == name
+        assert order.stages == ([] if name == "none" else [LETTERS[letter] for letter in name])
+
+
+def test_the_defaults_are_the_papers_epochs():
+    epochs = parsed().train.epochs
+    assert (epochs.baseline, epochs.prune, epochs.quantize, epochs.distill) == (200, 20, 40, 40)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("order=pdp", "order=pdp is unknown (did you mean qpd?); choose from: dpq, dqp, "),
+        ("backbone=resnet", "backbone=resnet is unknown"),
+        ("dataset=cifar", "dataset=cifar is unknown"),
+        ("order.stages=[prune,shrink]", "a stage of order.stages=shrink is unknown; choose from"),
+        ("order.stages=[prune,prune]", "names a stage twice"),
+        ("prune.sparsity=1.0", "prune.sparsity=1.0 is outside [0, 1)"),
+        ("prune.sparsity=-0.1", "prune.sparsity=-0.1 is outside [0, 1)"),
+        ("prune.sparsity=much", "Value 'much' of type 'str' could not be converted to Float"),
+        ("prune.sparsty=0.5", "Did you mean prune.sparsity?"),
+        ("train.epochs.prune=0", "train.epochs.prune=0 is too small; at least 1"),
+        ("train.epochs.distill=-3", "train.epochs.distill=-3 is too small; at least 1"),
+        ("train.lr.baseline=0", "train.lr.baseline=0.0 must be greater than 0"),
+        ("train.precision=fp16", "choose from: auto, bf16, fp32"),
+        ("runtime.names=[tensorrt]", "runtime.names=tensorrt is unknown"),
+        ("dataset.validation=0", "dataset.validation=0.0 is outside (0, 1)"),
+    ],
+)
+def test_a_mistake_is_one_line(override, line):
+    assert line in line_for(override)
+
+
+def test_nan_is_no_sparsity():
+    assert "prune.sparsity=nan" in line_for("prune.sparsity=nan")
+
+
+class TestGlobs:
+    def test_a_glob_without_a_match_is_an_error(self):
+        with pytest.raises(UserError, match=r"order=glob\(typo\*\) is unknown; choose from: dpq"):
+            check_globs(["-m", "order=glob(typo*)"], CONF)
+
+    def test_others_pass(self):
+        arguments = ["-m", "order=glob(*)", "seed=1,2", "order=glob([p*,q*])", "prune.ramp=0.5"]
+        assert check_globs(arguments, CONF) is None
+
+
+def test_the_schema_is_no_option_of_a_group():
+    """A schema in group `order` would be swept by `order=glob(*)`."""
+    from hydra.core.config_store import ConfigStore
+
+    assert [name for name in ConfigStore.instance().repo if name == "schema.yaml"] == [
+        "schema.yaml"
+    ]
+    assert not {"order", "backbone", "dataset"} & set(ConfigStore.instance().repo)
+
+
+def test_the_resolved_configuration_is_json():
+    from dataclasses import asdict
+
+    assert json.loads(json.dumps(asdict(parsed())))["order"]["name"] == "pqd"

@@ -1,0 +1,299 @@
+"""Whole runs on a tiny network and a few real digits: orders, cache, resume, what goes wrong."""
+
+import itertools
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from nets import Residual
+from pqd import pipeline
+from pqd.backbones.build import BUILDERS
+from pqd.cache import file_digest
+from pqd.config import (
+    BackboneConfig,
+    CacheConfig,
+    Config,
+    DatasetConfig,
+    LoggerConfig,
+    OrderConfig,
+    PruneConfig,
+    QuantizeConfig,
+    RuntimeConfig,
+    StageEpochs,
+    StageNumbers,
+    TrainConfig,
+)
+from pqd.constraints.fake_quant import activation_fake_quants
+from pqd.constraints.mask import masks, sparsity
+from pqd.constraints.network import load_network
+from pqd.errors import UserError
+from pqd.export import artifact
+
+NAMES = {"p": "prune", "q": "quantize", "d": "distill"}
+SIX = ["".join(order) for order in itertools.permutations("pqd")]
+PARTIAL = ["", *NAMES, *("".join(order) for order in itertools.permutations("pqd", 2))]
+
+
+class Tiny(Residual):
+    """The residual network for digits: one channel, ten classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 8, 3, padding=1, bias=False)
+        self.fc = nn.Linear(8, 10)
+
+
+@pytest.fixture(autouse=True)
+def _tiny_backbone(monkeypatch):
+    monkeypatch.setitem(BUILDERS, "tiny", lambda classes, channels, image_size: Tiny())
+
+
+@pytest.fixture
+def unmeasured(monkeypatch):
+    """Leaves export and measurement out."""
+    monkeypatch.setattr(artifact, "make_dense", lambda subject, folder: _touch(folder))
+    monkeypatch.setattr(artifact, "make", lambda subject, dense, runtime, folder: _touch(folder))
+    monkeypatch.setattr(pipeline, "stage_table", lambda record: record["name"])
+
+
+def _touch(folder):
+    (folder / artifact.DENSE).write_text("")
+    return {}
+
+
+def config(tmp_path, order, **changes):
+    stages = [NAMES[letter] for letter in order]
+    given = {
+        "output_dir": str(tmp_path / "run"),
+        "order": OrderConfig(order or "none", stages),
+        "backbone": BackboneConfig("tiny", "tiny"),
+        "dataset": DatasetConfig("digits", "", train_limit=128),
+        "prune": PruneConfig(sparsity=0.75),
+        "quantize": QuantizeConfig(reduce_range=True, calibration_batches=1),
+        "train": TrainConfig(
+            StageEpochs(2, 2, 2, 2), StageNumbers(0.1, 0.05, 0.02, 0.05), batch_size=32
+        ),
+        "runtime": RuntimeConfig(threads=[1], min_calls=2, min_seconds=0.0, blocks=2),
+        "logger": LoggerConfig("none"),
+        "cache": CacheConfig(True, str(tmp_path / "cache")),
+    }
+    return Config(**given | changes)
+
+
+def run(tmp_path, order, name="run", **changes):
+    return pipeline.run(config(tmp_path, order, **changes), tmp_path / name)
+
+
+def networks(tmp_path, record):
+    """The network after each stage of a run."""
+    return [load_network(tmp_path / "cache" / stage["key"]) for stage in record["stages"]]
+
+
+@pytest.mark.usefixtures("unmeasured")
+class TestOrders:
+    @pytest.mark.parametrize("order", [*SIX, *PARTIAL], ids=lambda order: order or "none")
+    def test_constraints_hold_from_their_stage_on(self, tmp_path, order):
+        record = run(tmp_path, order)
+        assert record["status"] == "completed"
+        assert [s["stage"] for s in record["stages"]] == ["baseline", *(NAMES[x] for x in order)]
+        fixed = None
+        for done, network in enumerate(networks(tmp_path, record)):
+            pruned, quantized = "p" in order[:done], "q" in order[:done]
+            assert bool(masks(network)) == pruned
+            assert bool(activation_fake_quants(network)) == quantized
+            found = {name: mask.mask for name, mask in masks(network).items()}
+            if pruned:
+                zeros = sum(int((~mask).sum()) for mask in found.values())
+                total = sum(mask.numel() for mask in found.values())
+                assert abs(zeros - 0.75 * total) <= 1
+                assert record["stages"][done]["sparsity"] == sparsity(network)
+                fixed = fixed or found
+                assert all(torch.equal(mask, fixed[name]) for name, mask in found.items())
+
+    def test_six_orders_share_their_prefixes(self, tmp_path):
+        records = [run(tmp_path, order, order) for order in SIX]
+        trained = [s["key"] for r in records for s in r["stages"] if not s["cached"]]
+        assert len(trained) == len(set(trained)) == 1 + 15
+
+    def test_without_the_cache_a_run_trains_everything_and_ends_the_same(self, tmp_path):
+        record = run(tmp_path, "pqd")
+        alone = run(tmp_path, "pqd", "alone", cache=CacheConfig(False, ""))
+        assert [s["cached"] for s in alone["stages"]] == [False] * 4
+        key = record["stages"][-1]["key"]
+        assert key == alone["stages"][-1]["key"]
+        file = f"{key}/model.safetensors"
+        mine, other = tmp_path / "cache" / file, tmp_path / "alone/stages" / file
+        assert file_digest(mine) == file_digest(other)
+
+    def test_a_rerun_trains_nothing(self, tmp_path, monkeypatch):
+        run(tmp_path, "qd")
+        monkeypatch.setattr(pipeline.training, "fit", None)
+        again = run(tmp_path, "qd", "again")
+        assert [s["cached"] for s in again["stages"]] == [True] * 3
+
+    @pytest.mark.parametrize(
+        ("changes", "retrained"),
+        [
+            ({"seed": 1}, ["baseline", "prune", "quantize"]),
+            ({"prune": PruneConfig(sparsity=0.5)}, ["prune", "quantize"]),
+            ({"quantize": QuantizeConfig(calibration_batches=1)}, ["quantize"]),
+            ({"runtime": RuntimeConfig()}, []),
+        ],
+        ids=["seed", "prune", "quantize", "runtime"],
+    )
+    def test_a_changed_setting_retrains_what_depends_on_it(self, tmp_path, changes, retrained):
+        run(tmp_path, "pq")
+        again = run(tmp_path, "pq", "again", **changes)
+        assert [s["stage"] for s in again["stages"] if not s["cached"]] == retrained
+
+    def test_a_new_version_of_a_stage_retrains_it(self, tmp_path, monkeypatch):
+        run(tmp_path, "pq")
+        monkeypatch.setattr(pipeline.Quantize, "version", 99)
+        again = run(tmp_path, "pq", "again")
+        assert [s["cached"] for s in again["stages"]] == [True, True, False]
+
+
+@pytest.mark.usefixtures("unmeasured")
+class TestResume:
+    @pytest.mark.parametrize("order", ["pqd", "qpd", "dqp"])
+    def test_an_interrupted_run_goes_on_bit_for_bit(self, tmp_path, order, monkeypatch):
+        whole = run(tmp_path, order, cache=CacheConfig(True, str(tmp_path / "whole")))
+        epochs = 0
+        show = pipeline.StageProgress.epoch
+
+        def stop_sometimes(self, metrics):
+            nonlocal epochs
+            show(self, metrics)
+            epochs += 1
+            if epochs % 2:  # after the first epoch of every stage, and of every stage's second try
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(pipeline.StageProgress, "epoch", stop_sometimes)
+        statuses = []
+        while "completed" not in statuses:
+            try:
+                record = run(tmp_path, order)
+            except KeyboardInterrupt:
+                record = json.loads((tmp_path / "run/result.json").read_text())
+            statuses.append(record["status"])
+        assert statuses == ["interrupted"] * 4 + ["completed"]
+        for stage, expected in zip(record["stages"], whole["stages"], strict=True):
+            assert stage["key"] == expected["key"]
+            file = f"{stage['key']}/model.safetensors"
+            assert file_digest(tmp_path / "cache" / file) == file_digest(tmp_path / "whole" / file)
+        assert not list((tmp_path / "cache").glob("*.checkpoint"))
+
+    def test_a_damaged_entry_is_made_again(self, tmp_path, capsys):
+        record = run(tmp_path, "q")
+        file = tmp_path / "cache" / record["stages"][1]["key"] / "model.safetensors"
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+        again = run(tmp_path, "q", "again")
+        assert [s["cached"] for s in again["stages"]] == [True, False]
+        assert "is damaged; it is made again" in capsys.readouterr().out
+        assert file.read_bytes() != content
+
+
+class TestArtifact:
+    @pytest.fixture(scope="class")
+    def cache(self, tmp_path_factory):
+        return tmp_path_factory.mktemp("shared")
+
+    @pytest.mark.parametrize("order", SIX)
+    def test_zeros_and_files(self, tmp_path, order, cache):
+        record = run(tmp_path, order, cache=CacheConfig(True, str(cache)))
+        folder = tmp_path / "run"
+        network = load_network(folder)
+        graph = onnx.load(folder / "model.onnx").graph
+        tensors = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+        zeros = total = 0
+        for name, mask in masks(network).items():
+            codes = tensors[f"{name}.codes"]
+            assert codes.dtype == np.int8
+            assert not codes[~mask.mask.numpy()].any()
+            zeros, total = zeros + int((~mask.mask).sum()), total + mask.mask.numel()
+        assert abs(zeros - 0.75 * total) <= 1
+        final = record["final"]
+        assert final["sparsity"] == zeros / total
+        assert final["agreement"] >= 99.5
+        assert final["sizes"]["int8_onnx"] == (folder / "model.onnx").stat().st_size
+        assert {row["model"] for row in final["latency"]} == {"dense", "pruned", "int8"}
+        expected = {"model.onnx", "model.pqd", "dense.onnx", "pruned.onnx", "model.safetensors"}
+        assert set(record["files"]) == expected | {"recipe.json"}
+        for name, file in record["files"].items():
+            assert file_digest(folder / name) == file["sha256"]
+        assert json.loads((folder / "result.json").read_text()) == record
+
+    @pytest.mark.parametrize("order", ["", "p", "q"], ids=["none", "p", "q"])
+    def test_partial_orders(self, tmp_path, order, cache):
+        final = run(tmp_path, order, cache=CacheConfig(True, str(cache)))["final"]
+        kind = "int8" if order == "q" else "fp32"
+        assert {row["model"] for row in final["latency"]} == {"dense", kind}
+        assert ("int8_onnx" in final["sizes"]) == (order == "q")
+        assert final["sparsity"] == pytest.approx(0.75 if order == "p" else 0, abs=1e-3)
+        if not order:
+            assert final["accuracy"] == final["dense_accuracy"]
+
+
+@pytest.mark.usefixtures("unmeasured")
+class TestMistakes:
+    def test_a_diverging_stage_is_named_and_what_came_before_is_kept(self, tmp_path):
+        rates = StageNumbers(0.1, 1e30, 0.02, 0.05)
+        train = TrainConfig(StageEpochs(2, 2, 2, 2), rates, batch_size=32)
+        with pytest.raises(UserError, match=r"^stage prune: the loss became nan in epoch 1 of 2"):
+            run(tmp_path, "p", train=train)
+        record = json.loads((tmp_path / "run/result.json").read_text())
+        assert record["status"] == "failed"
+        assert record["reason"].startswith("stage prune: the loss became")
+        assert [s["stage"] for s in record["stages"]] == ["baseline"]
+        assert record["final"] is None
+
+    def test_a_wrong_teacher(self, tmp_path):
+        from pqd.config import DistillConfig
+
+        with pytest.raises(UserError, match=r"stage distill: teacher .*none.* cannot be read"):
+            run(tmp_path, "d", distill=DistillConfig(teacher=str(tmp_path / "none")))
+
+    def test_a_dense_checkpoint_of_ones_own(self, tmp_path):
+        from safetensors.torch import save_file
+
+        from pqd.config import BaselineConfig
+
+        path = tmp_path / "mine.safetensors"
+        torch.manual_seed(3)
+        mine = Tiny()
+        save_file(mine.state_dict(), path)
+        record = run(tmp_path, "", baseline=BaselineConfig(str(path)))
+        (baseline,) = networks(tmp_path, record)
+        assert record["stages"][0]["epochs"] == 0
+        assert torch.equal(baseline.fc.weight, mine.fc.weight)
+
+        save_file(Residual().state_dict(), path)
+        with pytest.raises(UserError, match=r"stage baseline: checkpoint .* conv1.weight is"):
+            run(tmp_path, "", baseline=BaselineConfig(str(path)))
+        with pytest.raises(UserError, match=r"stage baseline: checkpoint .* cannot be read"):
+            run(tmp_path, "", baseline=BaselineConfig(str(tmp_path / "none")))
+
+    def test_constraints_are_tried_before_anything_is_trained(self, tmp_path, monkeypatch):
+        class Twice(Tiny):
+            def forward(self, x):
+                x = self.conv1(x)
+                return self.fc(self.average(self.conv2(self.conv2(x))).flatten(1))
+
+        monkeypatch.setitem(BUILDERS, "tiny", lambda *shape: Twice())
+        monkeypatch.setattr(pipeline.training, "fit", None)
+        with pytest.raises(UserError, match="stage quantize: backbone layer conv2 is called 2"):
+            run(tmp_path, "dq")
+
+    def test_cuda_where_there_is_none(self, tmp_path):
+        if torch.cuda.is_available():
+            pytest.skip("this machine has CUDA")
+        train = TrainConfig(device="cuda")
+        with pytest.raises(UserError, match=r"train.device=cuda, but this machine has no CUDA"):
+            run(tmp_path, "p", train=train)
