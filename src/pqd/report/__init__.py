@@ -1,0 +1,71 @@
+"""The report of one or several sweeps: report.html, report.md, points.csv, figures, a table."""
+
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+__all__ = ["build", "points"]
+
+
+def build(folders: Iterable[Path], output: Path, *, figures: bool = True) -> Path:
+    """Writes the report of every result.json below the folders.
+
+    Each file is replaced atomically, so several processes may rebuild the same report at once.
+
+    Args:
+        folders: of runs or sweeps; several are joined.
+        output: the folder to write report.html, report.md, points.csv, table.tex, frontier.png
+            and frontier.svg to.
+        figures: whether to draw the two static figures, which take most of the time.
+
+    Returns:
+        the path of report.html.
+
+    Raises:
+        UserError: a folder does not exist, or there is no result.json below any.
+    """
+    from pqd.report import latex, page, static
+    from pqd.report.load import load
+    from pqd.report.spreadsheet import rows, to_csv
+    from pqd.report.view import view
+
+    loaded = load(folders)
+    report = view(loaded)
+    drawn = static.frontier(report) if figures else {}
+    files = {
+        "points.csv": to_csv(rows(loaded)).encode(),
+        "table.tex": latex.latex(report).encode(),
+        **drawn,
+        "report.md": page.markdown(report, figure="frontier.png" in drawn).encode(),
+        "report.html": page.html(report).encode(),
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        _replace(output / name, content)
+    return output / "report.html"
+
+
+def points(folders: Iterable[Path]) -> list[dict[str, Any]]:
+    """The rows of points.csv: one per distinct completed run and machine (cheap: no statistics).
+
+    Raises:
+        UserError: as for `build`.
+    """
+    from pqd.report.load import load
+    from pqd.report.spreadsheet import rows
+
+    return rows(load(folders))
+
+
+def _replace(path: Path, content: bytes) -> None:
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        os.chmod(name, 0o644)  # mkstemp's 0600 would hide the report from others
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise

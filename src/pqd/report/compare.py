@@ -1,0 +1,147 @@
+"""Compares every three-stage order with the reference order, and says in words what is proven."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from pqd.report import words
+from pqd.report.cases import REFERENCE, Case, sort_orders
+from pqd.report.statistics import (
+    LEVEL,
+    MIN_SEEDS,
+    Estimate,
+    estimate,
+    holm,
+    pairs_needed,
+    sign_flip,
+)
+
+Pair = tuple[int, str, str]  # seed, backbone, data set
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Accuracy of an order minus that of the reference, in points, over pairs."""
+
+    order: str
+    difference: Estimate  # n is the number of pairs
+    seeds: int  # different seeds among the pairs
+    p: float | None  # None with fewer than six seeds
+    corrected: float | None  # Holm, over the tested orders
+
+    @property
+    def proven(self) -> bool:
+        """Whether the corrected p is below the level."""
+        return self.corrected is not None and self.corrected < LEVEL
+
+
+def compare(cases: list[Case]) -> list[Comparison]:
+    """Compares over one case or several: a pair is one backbone, data set and seed.
+
+    Runs of one backbone, data set and seed share their dense baseline, whatever their sparsity, so
+    they are not independent: the mean over their cases counts as one difference.
+    """
+    accuracy: dict[str, dict[Pair, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    for i, case in enumerate(cases):
+        for run in case.runs:
+            if len(run.stages) == 3:
+                pair = run.seed, run.backbone, run.dataset
+                accuracy[run.order][pair][i] = run.accuracy
+    reference = accuracy.pop(REFERENCE, {})
+    found = []
+    for order in sort_orders(dict.fromkeys(accuracy, 3)):
+        differences, seeds = [], set()
+        for key, points in accuracy[order].items():
+            both = [i for i in points if i in reference.get(key, {})]
+            if both:
+                differences.append(sum(points[i] - reference[key][i] for i in both) / len(both))
+                seeds.add(key[0])
+        if difference := estimate(differences):
+            p = sign_flip(differences) if len(seeds) >= MIN_SEEDS else None
+            found.append((order, difference, len(seeds), p))
+    corrected = iter(holm([p for *_, p in found if p is not None]))
+    return [Comparison(*c, next(corrected) if c[-1] is not None else None) for c in found]
+
+
+def verdict(comparisons: list[Comparison], accuracies: dict[str, Estimate]) -> str:
+    """One sentence: which order is more accurate, by how much, and whether that is proven.
+
+    Args:
+        comparisons: of `compare`.
+        accuracies: mean accuracy (%) of every order, to name when nothing can be compared.
+    """
+    if not accuracies:
+        return "No run has completed, so there is nothing to compare."
+    if not comparisons:
+        return _nothing_to_compare(accuracies)
+    best = max(comparisons, key=lambda c: c.difference.mean)
+    tested = [c for c in comparisons if c.p is not None]
+    if not tested:
+        seeds = words.count(max(c.seeds for c in comparisons), "seed")
+        return (
+            f"No verdict is possible with {seeds}, at least {MIN_SEEDS} are needed: "
+            f"so far {_leader(best)}."
+        )
+    proven = sorted((c for c in tested if c.proven), key=lambda c: -c.difference.mean)
+    if not proven:
+        widest = max(tested, key=lambda c: abs(c.difference.mean))
+        return (
+            f"No order is shown to differ from {REFERENCE} in accuracy: the largest difference "
+            f"is {widest.order}'s, {_size(widest)}{_power(tested)}."
+        )
+    better = [c for c in proven if c.difference.mean > 0]
+    worse = [c for c in reversed(proven) if c.difference.mean < 0]
+    rest = [c.order for c in comparisons if not c.proven]
+    if better:
+        parts = [f"{better[0].order} is more accurate than {REFERENCE}, {_size(better[0])}"]
+        parts += [f"so {_are(better[1:])}"] if better[1:] else []
+        parts += [f"less accurate {_are(worse)}"] if worse else []
+    else:
+        parts = [f"no order is shown to be more accurate than {REFERENCE}"]
+        parts += [f"{worse[0].order} is less accurate, {_size(worse[0])}"]
+        parts += [f"so {_are(worse[1:])}"] if worse[1:] else []
+    if rest:
+        parts.append(f"no difference is shown for {words.listed(rest)}")
+    text = "; ".join(parts)
+    return (text if better else text[0].upper() + text[1:]) + "."
+
+
+def _are(found: list[Comparison]) -> str:
+    names = [f"{c.order} ({words.signed(c.difference.mean)})" for c in found]
+    return f"{'is' if len(found) == 1 else 'are'} {words.listed(names)}"
+
+
+def _nothing_to_compare(accuracies: dict[str, Estimate]) -> str:
+    order, accuracy = max(accuracies.items(), key=lambda item: item[1].mean)
+    found = f"{order} with {accuracy.mean:.2f} % ({words.count(accuracy.n, 'run')})"
+    if len(accuracies) == 1:
+        return f"Nothing to compare: the only order that has completed is {found}."
+    return (
+        f"No order can be compared with {REFERENCE}, because no pair of runs with the same seed "
+        f"and settings has completed; the highest mean accuracy is that of {found}."
+    )
+
+
+def _leader(best: Comparison) -> str:
+    if best.difference.mean <= 0:
+        return f"{REFERENCE} has the highest mean accuracy, {best.order} follows at {_size(best)}"
+    return f"{best.order} has the highest mean accuracy, {_size(best)} against {REFERENCE}"
+
+
+def _size(c: Comparison) -> str:
+    d = c.difference
+    inside = [f"95 % interval {words.interval(d)}"] if d.half is not None else []
+    inside.append(words.count(d.n, "pair"))
+    if c.corrected is not None:
+        p = words.p(c.corrected)
+        inside.append(f"corrected p {p}" if p.startswith("<") else f"corrected p = {p}")
+    return f"{words.signed(d.mean)} points ({', '.join(inside)})"
+
+
+def _power(tested: list[Comparison]) -> str:
+    pairs, needed = max(c.difference.n for c in tested), pairs_needed(len(tested))
+    if pairs >= needed:
+        return ""
+    return (
+        f"; with {pairs} pairs and {len(tested)} comparisons no difference, however large, can "
+        f"reach a corrected p below {LEVEL}, {needed} pairs can"
+    )

@@ -1,0 +1,111 @@
+"""What training cost, what the cache saved, and how accuracy moved through the stages."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from pqd.report.cases import Case
+from pqd.report.load import Run
+from pqd.report.statistics import Estimate, estimate
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Training time of one order in one case."""
+
+    order: str
+    seconds: list[tuple[str, float]]  # (stage, mean seconds of training it once), in order
+    cached: int  # stages taken from the cache, over all runs
+    stages: int  # stages in all
+
+    @property
+    def total(self) -> float:
+        """Seconds of one run without a cache."""
+        return sum(seconds for _, seconds in self.seconds)
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What the cache saved over all runs."""
+
+    stages: int  # stages that the runs consist of
+    trained: int  # of these, trained rather than taken from the cache
+    seconds: float  # all stages, had each been trained
+    spent: float  # seconds of those trained
+
+    @property
+    def saved(self) -> float:
+        """Seconds not spent."""
+        return self.seconds - self.spent
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Validation accuracy after each stage of an order, over its runs."""
+
+    order: str
+    stages: list[str]
+    accuracy: list[Estimate]  # % of the validation split
+
+
+def training_times(runs: list[Run]) -> dict[str, float]:
+    """Seconds of training each stage, by its cache key.
+
+    A stage found in the cache may have recorded how long loading took; the run that trained it
+    recorded more, so the largest of the times counts.
+    """
+    seconds: dict[str, float] = defaultdict(float)
+    for run in runs:
+        for entry in run.record:
+            seconds[_key(entry)] = max(seconds[_key(entry)], float(entry["seconds"]))
+    return dict(seconds)
+
+
+def costs(case: Case, times: dict[str, float]) -> list[Cost]:
+    """Training time of each order, by stage."""
+    found = []
+    for order in case.orders():
+        runs = case.of(order)
+        names = [entry["stage"] for entry in runs[0].record]
+        means = [
+            sum(times[_key(run.record[i])] for run in runs) / len(runs) for i in range(len(names))
+        ]
+        entries = [entry for run in runs for entry in run.record]
+        cached = sum(bool(entry.get("cached")) for entry in entries)
+        found.append(Cost(order, list(zip(names, means, strict=True)), cached, len(entries)))
+    return found
+
+
+def saving(runs: list[Run], times: dict[str, float]) -> Saving:
+    """What the cache saved."""
+    entries = [entry for run in runs for entry in run.record]
+    trained = [entry for entry in entries if not entry.get("cached")]
+    return Saving(
+        stages=len(entries),
+        trained=len(trained),
+        seconds=sum(times[_key(entry)] for entry in entries),
+        spent=sum(float(entry["seconds"]) for entry in trained),
+    )
+
+
+def curves(case: Case) -> list[Curve]:
+    """Validation accuracy through the stages; three-stage orders only, where there are any."""
+    found = []
+    orders = case.orders()
+    longest = max(len(case.of(order)[0].stages) for order in orders)
+    for order in orders:
+        runs = case.of(order)
+        if len(runs[0].stages) < longest:
+            continue
+        accuracy = []
+        for i in range(len(runs[0].record)):
+            values = [run.record[i].get("validation_accuracy") for run in runs]
+            if mean := estimate([float(v) for v in values if v is not None]):
+                accuracy.append(mean)
+        names = [entry["stage"] for entry in runs[0].record]
+        if len(accuracy) == len(names):
+            found.append(Curve(order, names, accuracy))
+    return found
+
+
+def _key(entry: dict) -> str:
+    return str(entry.get("key") or id(entry))

@@ -1,0 +1,164 @@
+"""The interactive figures as plain dictionaries that plotly.js draws.
+
+Building dictionaries keeps the import of plotly's Python side, and its validation of every trace,
+out of a report; colours of text and grid are set in the page, which knows light from dark.
+"""
+
+from collections import defaultdict
+from typing import Any
+
+from pqd.report import words
+from pqd.report.cases import REFERENCE
+from pqd.report.compare import Comparison
+from pqd.report.cost import Curve
+from pqd.report.statistics import Estimate
+from pqd.report.style import colour, symbol
+from pqd.report.summary import DENSE, Frontier, Point
+
+Figure = dict[str, Any]
+
+
+def frontier(f: Frontier) -> Figure:
+    """Accuracy against size or latency: filled markers on the frontier, hollow ones dominated."""
+    unit, scale = _unit(f)
+    groups: dict[str, list[Point]] = defaultdict(list)
+    for point in f.points:
+        groups[point.order].append(point)
+    best = sorted((p for p in f.points if not p.dominated), key=lambda p: p.cost)
+    data: list[Figure] = [
+        {
+            "x": [p.cost / scale for p in best],
+            "y": [p.accuracy.mean for p in best],
+            "mode": "lines",
+            "line": {"shape": "hv", "dash": "dot", "width": 1.5, "color": "#8a8f98"},
+            "hoverinfo": "skip",
+        }
+    ]
+    for order, points in groups.items():
+        points.sort(key=lambda p: p.cost)
+        data.append(
+            {
+                "x": [p.cost / scale for p in points],
+                "y": [p.accuracy.mean for p in points],
+                "error_y": _bars([p.accuracy for p in points]),
+                "text": [_hover(p, unit, scale) for p in points],
+                "hoverinfo": "text",
+                "mode": "lines+markers" if len(points) > 1 else "markers",
+                "line": {"width": 1, "color": colour(order)},
+                "marker": {
+                    "color": colour(order),
+                    "size": 14 if order == DENSE else 11,
+                    "symbol": [symbol(order) + ("-open" if p.dominated else "") for p in points],
+                    "line": {"width": 1.5, "color": colour(order)},
+                },
+                "meta": order,
+            }
+        )
+    what = "Package size" if f.condition is None else "Median latency"
+    return {
+        "data": data,
+        "layout": {
+            "xaxis": {"title": {"text": f"{what} ({unit}, log scale)"}, "type": "log"},
+            "yaxis": {"title": {"text": "Test accuracy (%)"}},
+            "height": 380,
+        },
+    }
+
+
+def _unit(f: Frontier) -> tuple[str, float]:
+    if f.condition is not None:
+        return "ms", 1.0
+    largest = max(p.cost for p in f.points)
+    return ("MiB", 2.0**20) if largest >= 2**20 else ("KiB", 2.0**10)
+
+
+def _hover(p: Point, unit: str, scale: float) -> str:
+    lines = [f"<b>{p.order}</b>{' (dominated)' if p.dominated else ''}"]
+    if p.sparsity is not None:
+        lines.append(f"target sparsity {100 * p.sparsity:g} %")
+    lines.append(f"{p.cost / scale:.3g} {unit}")
+    lines.append(_words(p.accuracy))
+    return "<br>".join(lines)
+
+
+def _words(e: Estimate) -> str:
+    if e.low is None:
+        return f"{e.mean:.2f} % (n = {e.n})"
+    return f"{e.mean:.2f} % ({e.low:.2f} to {e.high:.2f}, n = {e.n})"
+
+
+def _bars(estimates: list[Estimate]) -> Figure:
+    """Error bars of the 95 % intervals."""
+    return {"type": "data", "array": [e.half or 0 for e in estimates], "thickness": 1, "width": 3}
+
+
+def differences(comparisons: list[Comparison]) -> Figure:
+    """Difference of each order to the reference, with 95 % intervals."""
+    data = [
+        {
+            "x": [c.difference.mean],
+            "y": [c.order],
+            "error_x": _bars([c.difference]),
+            "mode": "markers",
+            "marker": {
+                "color": colour(c.order),
+                "size": 11,
+                "symbol": symbol(c.order) + ("" if c.proven else "-open"),
+                "line": {"width": 1.5, "color": colour(c.order)},
+            },
+            "text": [f"<b>{c.order}</b><br>{words.signed(c.difference.mean)} points"],
+            "hoverinfo": "text",
+            "meta": c.order,
+        }
+        for c in comparisons
+    ]
+    zero = {"type": "line", "x0": 0, "x1": 0, "yref": "paper", "y0": 0, "y1": 1}
+    return {
+        "data": data,
+        "layout": {
+            "xaxis": {"title": {"text": f"Accuracy minus that of {REFERENCE} (points)"}},
+            "yaxis": {
+                "type": "category",
+                "categoryorder": "array",
+                "categoryarray": [c.order for c in reversed(comparisons)],
+                "range": [-0.6, len(comparisons) - 0.4],
+            },
+            "shapes": [zero | {"line": {"width": 1, "color": "#8a8f98"}}],
+            "height": 110 + 34 * len(comparisons),
+        },
+    }
+
+
+def stages(curves: list[Curve]) -> Figure:
+    """Validation accuracy after each stage, one line per order."""
+    longest = max(len(curve.stages) for curve in curves)
+    ticks = ["dense", *(f"stage {i}" for i in range(1, longest))]
+    data = [
+        {
+            "x": list(range(len(curve.stages))),
+            "y": [e.mean for e in curve.accuracy],
+            "error_y": _bars(curve.accuracy),
+            "text": [
+                f"<b>{curve.order}</b> after {stage}<br>{_words(e)}"
+                for stage, e in zip(curve.stages, curve.accuracy, strict=True)
+            ],
+            "hoverinfo": "text",
+            "mode": "lines+markers",
+            "line": {"width": 2, "color": colour(curve.order)},
+            "marker": {"color": colour(curve.order), "size": 9, "symbol": symbol(curve.order)},
+            "meta": curve.order,
+        }
+        for curve in curves
+    ]
+    return {
+        "data": data,
+        "layout": {
+            "xaxis": {
+                "tickvals": list(range(longest)),
+                "ticktext": ticks,
+                "range": [-0.2, longest - 0.8],
+            },
+            "yaxis": {"title": {"text": "Validation accuracy (%)"}},
+            "height": 360,
+        },
+    }

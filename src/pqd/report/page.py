@@ -1,0 +1,176 @@
+"""report.html: one self-contained file, interactive, without network."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from pqd.report import cost, figures, words
+from pqd.report.cases import REFERENCE
+from pqd.report.statistics import LEVEL, MIN_SEEDS
+from pqd.report.style import STEPS, colour, polygon
+from pqd.report.summary import DENSE, MARGIN, SIZES, Condition, Row, Timing
+from pqd.report.view import Report
+
+SIZE_NAMES = {
+    "fp32_checkpoint": "FP32 checkpoint",
+    "fp32_onnx": "FP32 ONNX",
+    "int8_onnx": "INT8 ONNX",
+    "int8_onnx_zstd": "INT8 ONNX, zstd",
+    "package": "package",
+    "floor": "Shannon floor",
+}
+STAGE_COLOURS = {
+    "baseline": "#8a8f98",
+    "prune": "#4c78a8",
+    "quantize": "#b279a2",
+    "distill": "#e0a33b",
+}
+
+
+@dataclass(frozen=True)
+class Latency:
+    """The latencies of one order in one condition."""
+
+    fp32: Timing | None
+    int8: Timing | None
+    deployed: Timing | None  # one of the two; None for the dense baseline
+
+
+def latency(row: Row, condition: Condition) -> Latency:
+    """FP32 (pruned where the order prunes, else as deployed) and INT8 in the same runtime."""
+    models = {t.model: t for t in row.timings if t.condition == condition}
+    return Latency(
+        fp32=models.get("fp32") or models.get("pruned") or models.get(DENSE),
+        int8=models.get("int8"),
+        deployed=None if row.order == DENSE else row.timing(condition),
+    )
+
+
+def html(report: Report) -> str:
+    """Renders the page."""
+    import importlib.resources as resources
+
+    from plotly.offline import get_plotlyjs
+
+    files = resources.files("pqd.report") / "templates"
+    plots = _figures(report)
+    return template("report.html.jinja").render(
+        **context(report),
+        plots=plots,
+        steps=STEPS,
+        orders_shown=[DENSE, *report.orders],
+        tint=_tint(report),
+        points={order: _points(order) for order in [DENSE, *report.orders]},
+        style=Markup((files / "style.css").read_text("utf-8")),
+        script=Markup((files / "page.js").read_text("utf-8")),
+        plotly=Markup(get_plotlyjs()),
+    )
+
+
+def markdown(report: Report, *, figure: bool) -> str:
+    """Renders report.md; `figure` says whether frontier.png lies beside it."""
+    return str(template("report.md.jinja").render(**context(report), figure=figure))
+
+
+def template(name: str) -> Any:
+    """A template of this package; only HTML is escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pqd.report", "templates"),
+        autoescape=".html" in name,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template(name)
+
+
+def context(report: Report) -> dict[str, Any]:
+    """What the HTML and the Markdown template share."""
+    return {
+        "report": report,
+        "words": words,
+        "colour": colour,
+        "latency": latency,
+        "reduction": reduction,
+        "bars": bars,
+        "facts": facts(report),
+        "DENSE": DENSE,
+        "REFERENCE": REFERENCE,
+        "MIN_SEEDS": MIN_SEEDS,
+        "LEVEL": LEVEL,
+        "MARGIN": MARGIN,
+        "SIZES": SIZES,
+        "SIZE_NAMES": SIZE_NAMES,
+        "STAGE_COLOURS": STAGE_COLOURS,
+    }
+
+
+def facts(report: Report) -> list[str]:
+    """What the report is made from, in a few counts."""
+    runs = report.runs
+    if not runs:
+        return ["no completed run"]
+    return [
+        words.count(len(runs), "completed run"),
+        *(
+            words.count(len(set(values)), noun)
+            for noun, values in (
+                ("order", [run.order for run in runs]),
+                ("seed", [run.seed for run in runs]),
+                ("backbone", [run.backbone for run in runs]),
+                ("data set", [run.dataset for run in runs]),
+                ("machine", [m.machine for run in runs for m in run.measurements]),
+            )
+        ),
+    ]
+
+
+def reduction(row: Row, dense: Row) -> float | None:
+    """How many times smaller the package is than the dense FP32 ONNX file."""
+    package, full = row.sizes.get("package"), dense.sizes.get("fp32_onnx")
+    return full.mean / package.mean if package and full and package.mean else None
+
+
+def bars(costs: list[cost.Cost], c: cost.Cost) -> list[tuple[str, float]]:
+    """Each stage's share of the longest order's time, in %."""
+    longest = max(c.total for c in costs) or 1.0
+    return [(stage, 100 * seconds / longest) for stage, seconds in c.seconds]
+
+
+def _figures(report: Report) -> dict[str, figures.Figure]:
+    plots = {}
+    for i, family in enumerate(report.families):
+        for f in family.frontiers:
+            where = "size" if f.condition is None else report.conditions.index(f.condition)
+            plots[f"frontier-{i}-{where}"] = figures.frontier(f)
+    for i, case in enumerate(report.cases):
+        if case.comparisons:
+            plots[f"differences-{i}"] = figures.differences(case.comparisons)
+        if case.curves:
+            plots[f"stages-{i}"] = figures.stages(case.curves)
+    if len(report.cases) > 1 and report.comparisons:
+        plots["differences-all"] = figures.differences(report.comparisons)
+    return plots
+
+
+def _tint(report: Report) -> Callable[[float | None], str]:
+    """A style attribute: blue for better than the reference, orange for worse."""
+    largest = max((abs(c.difference.mean) for v in report.cases for c in v.comparisons), default=0)
+
+    def tint(difference: float | None) -> Markup:
+        if not difference or not largest:
+            return Markup("")
+        paint = "0, 114, 178" if difference > 0 else "213, 94, 0"
+        opacity = 0.05 + 0.25 * abs(difference) / largest
+        return Markup(f' style="background: rgba({paint}, {opacity:.2f})"')
+
+    return tint
+
+
+def _points(order: str) -> str:
+    """The marker as the points of an SVG polygon in a box of [-1, 1] with y downwards."""
+    return " ".join(f"{x:.2f},{-y:.2f}" for x, y in polygon(order))

@@ -1,0 +1,115 @@
+"""One colour and one marker per order, the same in every figure, table and file."""
+
+import math
+
+from pqd.report.summary import DENSE
+
+# Okabe and Ito (2008), "Color universal design": told apart with every common colour blindness.
+COLOURS = {
+    "pqd": "#0072B2",
+    "pdq": "#56B4E9",
+    "qpd": "#009E73",
+    "qdp": "#E69F00",
+    "dpq": "#D55E00",
+    "dqp": "#CC79A7",
+}
+GREY = "#8a8f98"  # orders of fewer than three stages, and the dense baseline
+
+# Marker names of plotly; `polygon` draws the same shapes for legends and for matplotlib.
+SYMBOLS = {
+    "pqd": "circle",
+    "pdq": "square",
+    "qpd": "diamond",
+    "qdp": "triangle-up",
+    "dpq": "triangle-down",
+    "dqp": "pentagon",
+    DENSE: "star",
+    "none": "hexagon",
+    "p": "triangle-left",
+    "q": "triangle-right",
+    "d": "cross",
+    "pq": "bowtie",
+    "qp": "hourglass",
+    "pd": "x",
+    "dp": "diamond-tall",
+    "qd": "diamond-wide",
+    "dq": "octagon",
+}
+
+# Round ticks in a decade, from coarse to fine.
+STEPS: tuple[tuple[float, ...], ...] = (
+    (1,),
+    (1, 3),
+    (1, 2, 5),
+    (1, 1.5, 2, 3, 5, 7),
+    (1, 2, 3, 4, 5, 6, 8),
+    (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9),
+    tuple(round(1 + i / 20, 2) for i in range(180)),
+    tuple(round(1 + i / 100, 2) for i in range(900)),
+)
+
+
+def colour(order: str) -> str:
+    """The colour of an order, as #rrggbb."""
+    return COLOURS.get(order, GREY)
+
+
+def symbol(order: str) -> str:
+    """The plotly marker of an order."""
+    return SYMBOLS.get(order, "hexagon2")
+
+
+def polygon(order: str) -> list[tuple[float, float]]:
+    """The marker's corners, (x, y) in [-1, 1] with y upwards."""
+    third = 0.35
+    plus = [(-third, 1), (third, 1), (third, third), (1, third), (1, -third), (third, -third)]
+    plus += [(-x, -y) for x, y in plus]
+    shapes: dict[str, list[tuple[float, float]]] = {
+        "circle": _regular(24),
+        "square": [(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)],
+        "diamond": _regular(4),
+        "triangle-up": _regular(3),
+        "triangle-down": [(x, -y) for x, y in _regular(3)],
+        "triangle-left": [(-y, x) for x, y in _regular(3)],
+        "triangle-right": [(y, -x) for x, y in _regular(3)],
+        "pentagon": _regular(5),
+        "hexagon": _regular(6),
+        "hexagon2": [(y, x) for x, y in _regular(6)],
+        "octagon": _regular(8),
+        "star": _regular(10, 0.45),
+        "cross": plus,
+        "x": [((x - y) * 0.7, (x + y) * 0.7) for x, y in plus],
+        "bowtie": [(-1, -0.8), (1, 0.8), (1, -0.8), (-1, 0.8)],
+        "hourglass": [(-0.8, -1), (0.8, 1), (-0.8, 1), (0.8, -1)],
+        "diamond-tall": [(x * 0.6, y) for x, y in _regular(4)],
+        "diamond-wide": [(x, y * 0.6) for x, y in _regular(4)],
+    }
+    return shapes[symbol(order)]
+
+
+def _regular(corners: int, inner: float = 1.0) -> list[tuple[float, float]]:
+    """Corners of a regular polygon, the first at the top; every other one at radius `inner`."""
+    return [
+        (-radius * math.sin(turn), radius * math.cos(turn))
+        for i in range(corners)
+        for turn, radius in [(2 * math.pi * i / corners, inner if i % 2 else 1.0)]
+    ]
+
+
+def log_axis(values: list[float]) -> tuple[tuple[float, float], list[float]]:
+    """Limits of a logarithmic axis that shows all values, and three to seven round ticks.
+
+    Less than a decade has no power of ten to label, which is where common locators fail.
+    """
+    low, high = math.log10(min(values)), math.log10(max(values))
+    pad = max(0.06 * (high - low), 0.02)
+    low, high = low - pad, high + pad
+    decades = range(math.floor(low), math.ceil(high))
+    ticks: list[float] = []
+    for steps in STEPS:
+        inside = [s * 10.0**d for d in decades for s in steps if low <= math.log10(s) + d <= high]
+        if len(inside) <= 7:
+            ticks = inside
+        if len(ticks) >= 4:
+            break
+    return (10**low, 10**high), ticks

@@ -1,0 +1,98 @@
+"use strict";
+const { plots, steps } = JSON.parse(document.getElementById("figures").textContent);
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const hiddenOrders = new Set();
+const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+const visible = (trace) => (trace.meta ? !hiddenOrders.has(trace.meta) : hiddenOrders.size === 0);
+
+function layout(figure, data, width) {
+  const axis = { gridcolor: css("--line"), linecolor: css("--line"), zeroline: false, automargin: true };
+  const font = { color: css("--text"), size: 12, family: getComputedStyle(document.body).fontFamily };
+  const given = structuredClone(figure.layout); // plotly writes into what it gets
+  if (given.xaxis.type === "log") Object.assign(given.xaxis, logAxis(data));
+  return {
+    ...given,
+    font,
+    width,
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    showlegend: false,
+    margin: { l: 8, r: 12, t: 10, b: 8 },
+    hoverlabel: { bgcolor: css("--card"), bordercolor: css("--line"), font: { color: css("--text") } },
+    xaxis: { ...axis, ...given.xaxis },
+    yaxis: { ...axis, ...given.yaxis },
+  };
+}
+
+/* Limits and ticks as in style.py's log_axis. */
+function logAxis(data) {
+  const logs = data.filter((trace) => trace.visible).flatMap((trace) => trace.x).map(Math.log10);
+  if (logs.length === 0) return {};
+  const low = Math.min(...logs), high = Math.max(...logs), pad = Math.max(0.06 * (high - low), 0.02);
+  const range = [low - pad, high + pad];
+  return { range, ...logTicks(range) };
+}
+
+function logTicks([low, high]) {
+  let tickvals = [];
+  for (const set of steps) {
+    const inside = [];
+    for (let decade = Math.floor(low); decade < Math.ceil(high); decade++)
+      for (const step of set)
+        if (low <= Math.log10(step) + decade && Math.log10(step) + decade <= high)
+          inside.push(Number((step * 10 ** decade).toPrecision(4)));
+    if (inside.length <= 7) tickvals = inside;
+    if (tickvals.length >= 4) break;
+  }
+  return { tickvals, ticktext: tickvals.map(String) };
+}
+
+function retick(element, change) {
+  const zoomed = Object.keys(change).some((key) => /^xaxis\.(auto)?range/.test(key));
+  const { type, range } = element.layout.xaxis;
+  if (!zoomed || type !== "log") return;
+  const { tickvals, ticktext } = logTicks(range);
+  Plotly.relayout(element, { "xaxis.tickvals": tickvals, "xaxis.ticktext": ticktext });
+}
+
+function draw(element) {
+  const figure = plots[element.dataset.figure];
+  const data = figure.data.map((trace) => ({ ...trace, visible: visible(trace) }));
+  const first = !element.classList.contains("js-plotly-plot");
+  Plotly.react(element, data, layout(figure, data, element.clientWidth), { displayModeBar: false });
+  if (first) element.on("plotly_relayout", (change) => retick(element, change));
+}
+
+function drawAll() {
+  for (const element of document.querySelectorAll(".plot")) if (element.clientWidth > 0) draw(element);
+}
+
+/* Shows what belongs to the chosen case and machine; plots are drawn once they are to be seen. */
+function choose() {
+  for (const kind of ["case", "setup"]) {
+    const select = document.getElementById(kind);
+    if (!select) continue;
+    for (const element of document.querySelectorAll(`[data-${kind}]`))
+      element.hidden = element.dataset[kind] !== select.value;
+  }
+  drawAll();
+}
+
+for (const kind of ["case", "setup"]) document.getElementById(kind)?.addEventListener("change", choose);
+for (const chip of document.querySelectorAll("button.chip"))
+  chip.addEventListener("click", () => {
+    const order = chip.dataset.order;
+    if (!hiddenOrders.delete(order)) hiddenOrders.add(order);
+    chip.setAttribute("aria-pressed", String(!hiddenOrders.has(order)));
+    drawAll();
+  });
+let timer = 0, width = innerWidth;
+addEventListener("resize", () => {
+  if (innerWidth === width) return; // a phone's address bar came or went
+  width = innerWidth;
+  clearTimeout(timer);
+  timer = setTimeout(drawAll, 100);
+});
+dark.addEventListener("change", drawAll);
+choose();

@@ -1,0 +1,207 @@
+"""Everything a report says, computed once, for HTML, Markdown, LaTeX and figures alike."""
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+
+from pqd.report import cost
+from pqd.report.cases import Case, cases, distinct, sort_orders
+from pqd.report.compare import Comparison, compare, verdict
+from pqd.report.load import Loaded, Run
+from pqd.report.statistics import Estimate, estimate
+from pqd.report.summary import DEPLOYED, Condition, Frontier, Row, conditions, frontiers, rows
+from pqd.report.words import runtime, setup
+
+
+@dataclass(frozen=True)
+class CaseView:
+    """One case."""
+
+    case: Case
+    family: int  # index into Report.families
+    rows: list[Row]  # the dense baseline first
+    comparisons: list[Comparison]
+    verdict: str
+    curves: list[cost.Curve]
+    costs: list[cost.Cost]
+
+    @property
+    def best(self) -> Row:
+        """The order with the highest mean accuracy, of those with the most stages."""
+        longest = max(len(row.stages) for row in self.rows)
+        full = [row for row in self.rows[1:] if len(row.stages) == longest]
+        return max(full, key=lambda row: row.accuracy.mean)
+
+    def flagged(self, flag: str) -> bool:
+        """Whether any deployed model is `noisy` or `slower` than dense."""
+        timings = [t for row in self.rows for t in row.timings if t.model in DEPLOYED]
+        return any(getattr(t, flag) for t in timings)
+
+    def row(self, order: str) -> Row | None:
+        """The row of an order, if it was run."""
+        return next((row for row in self.rows if row.order == order), None)
+
+    def against(self, order: str) -> float | None:
+        """The mean difference of an order to the reference, points; None where not compared."""
+        return next((c.difference.mean for c in self.comparisons if c.order == order), None)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Cases that differ in sparsity alone: they share their frontiers."""
+
+    label: str
+    frontiers: list[Frontier]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything a report says."""
+
+    loaded: Loaded
+    runs: list[Run]  # completed and distinct
+    repeats: int  # completed runs left out because a newer one repeats them
+    cases: list[CaseView]
+    families: list[Family]
+    conditions: list[Condition]
+    comparisons: list[Comparison]  # over all cases
+    verdict: str  # over all cases
+    saving: cost.Saving
+    machines: list[dict[str, str]]  # where was measured
+    training: dict[str, str]  # where was trained
+    checks: dict[str, str]  # what accuracy is, and whether all ways to measure it agree
+
+    @property
+    def orders(self) -> list[str]:
+        """All orders of all cases."""
+        return sort_orders({run.order: len(run.stages) for run in self.runs})
+
+    @property
+    def setups(self) -> list[str]:
+        """Machine, threads and batch size of every condition, each once."""
+        return list(dict.fromkeys(setup(c) for c in self.conditions))
+
+
+def view(loaded: Loaded) -> Report:
+    """Computes everything a report says."""
+    runs, repeats = distinct(loaded.runs)
+    found = cases(runs)
+    where = conditions(found)
+    times = cost.training_times(runs)
+    index = {label: i for i, label in enumerate(dict.fromkeys(case.family for case in found))}
+    views = []
+    for case in found:
+        comparisons = compare([case])
+        table = rows(case)
+        accuracies = {row.order: row.accuracy for row in table[1:]}
+        views.append(
+            CaseView(
+                case=case,
+                family=index[case.family],
+                rows=table,
+                comparisons=comparisons,
+                verdict=verdict(comparisons, accuracies),
+                curves=cost.curves(case),
+                costs=cost.costs(case, times),
+            )
+        )
+    pooled = views[0].comparisons if len(views) == 1 else compare(found)
+    return Report(
+        loaded=loaded,
+        runs=runs,
+        repeats=repeats,
+        cases=views,
+        families=[_family(label, views, where) for label in index],
+        conditions=where,
+        comparisons=pooled,
+        verdict=verdict(pooled, _accuracies(runs)),
+        saving=cost.saving(runs, times),
+        machines=_machines(runs),
+        training=_training(runs),
+        checks=_checks(runs),
+    )
+
+
+def _family(label: str, views: list[CaseView], where: list[Condition]) -> Family:
+    members = [v for v in views if v.case.family == label]
+    return Family(label, frontiers([v.case for v in members], [v.rows for v in members], where))
+
+
+def _accuracies(runs: list[Run]) -> dict[str, Estimate]:
+    values: dict[str, list[float]] = defaultdict(list)
+    for run in runs:
+        values[run.order].append(run.accuracy)
+    return {order: mean for order, v in values.items() if (mean := estimate(v))}
+
+
+def _machines(runs: list[Run]) -> list[dict[str, str]]:
+    """One entry per machine that measured latency: what it is and what it ran."""
+    found: dict[str, dict[str, Counter[str]]] = {}
+    for run in runs:
+        for m in run.measurements:
+            entry = found.setdefault(m.machine, defaultdict(Counter))
+            entry["ISA"][", ".join(m.provenance.get("isa") or ["not recorded"])] += 1
+            entry["operating system"][str(m.provenance.get("os", "not recorded"))] += 1
+            for row in m.latency:
+                name = f"{runtime(row['runtime'])} {row.get('version', '')}".strip()
+                entry["runtimes"][name] += 1
+            if peak := m.provenance.get("int8_peak_gops"):
+                entry["INT8 peak, GOP/s"][f"{peak:.0f}"] += 1
+            entry["runs measured"]["all"] += 1
+    table = []
+    for machine, entry in sorted(found.items()):
+        count = str(entry.pop("runs measured")["all"])
+        cells = {key: _values(values) for key, values in entry.items()}
+        table.append({"machine": machine, **cells, "runs measured": count})
+    return table
+
+
+def _training(runs: list[Run]) -> dict[str, str]:
+    """Where and with what the networks were trained; several values where runs differ."""
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    for run in runs:
+        p = run.provenance
+        for key, name in (
+            ("device", "device"),
+            ("precision", "precision"),
+            ("cpu", "CPU"),
+            ("python", "Python"),
+            ("commit", "commit"),
+        ):
+            found[name][str(p.get(key) or "not recorded")] += 1
+        for package, version in sorted((p.get("versions") or {}).items()):
+            found[package][str(version)] += 1
+    starts = sorted(run.started for run in runs if run.started)
+    table = {name: _values(values) for name, values in found.items()}
+    if starts:
+        table["started"] = starts[0] if len(starts) == 1 else f"{starts[0]} to {starts[-1]}"
+    return table
+
+
+def _checks(runs: list[Run]) -> dict[str, str]:
+    table = {
+        "test": "top-1 of model.onnx, the exported model, on the whole test split",
+        "dense": "the same of dense.onnx, batch norm folded, FP32",
+        "validation": "of the network in training, on images held out of the train split",
+    }
+    agreements = [run.final["agreement"] for run in runs if run.final.get("agreement") is not None]
+    if agreements:
+        table["export"] = (
+            f"predicts the class that the trained network does for {min(agreements):.2f} % of test"
+            f" images{'' if min(agreements) == 100 else ' or more'} in every run"
+        )
+    spreads = [
+        max(values) - min(values)
+        for run in runs
+        if (values := [a for m in run.measurements for a in m.accuracy.values()])
+    ]
+    if spreads:
+        table["runtimes"] = f"at most {max(spreads):.2f} points apart in any run"
+    return table
+
+
+def _values(values: Counter[str], most: int = 3) -> str:
+    """The values, the most frequent first, with their counts where there are several."""
+    if len(values) == 1:
+        return next(iter(values))
+    shown = [f"{value} ({n}×)" for value, n in values.most_common(most)]
+    return ", ".join(shown) + (f" and {len(values) - most} more" if len(values) > most else "")

@@ -1,0 +1,117 @@
+"""Numbers and conditions in words, the same in HTML, Markdown and LaTeX."""
+
+import math
+
+from pqd.report.statistics import Estimate
+from pqd.report.summary import Condition
+
+RUNTIMES = {
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "torch": "PyTorch eager",
+    "torch_compiled": "PyTorch compiled",
+}
+MODELS = {"dense": "dense FP32", "pruned": "pruned FP32", "int8": "INT8", "fp32": "FP32"}
+MISSING = "–"
+
+
+def runtime(name: str) -> str:
+    """The runtime's proper name."""
+    return RUNTIMES.get(name, name)
+
+
+def model(name: str) -> str:
+    """The measured model in words."""
+    return MODELS.get(name, name)
+
+
+def setup(condition: Condition) -> str:
+    """Machine, threads and batch size, without the runtime."""
+    return f"{condition.machine}, {threads(condition)}, batch {condition.batch_size}"
+
+
+def threads(condition: Condition) -> str:
+    """`1 thread`, `2 threads`, `all threads`."""
+    if condition.threads == 0:
+        return "all threads"
+    return count(condition.threads, "thread")
+
+
+def bytes_(value: float | None) -> str:
+    """Bytes in KiB or MiB, three significant digits."""
+    if value is None:
+        return MISSING
+    for unit, size in (("MiB", 2**20), ("KiB", 2**10)):
+        if value >= size:
+            return f"{significant(value / size)} {unit}"
+    return f"{value:.0f} B"
+
+
+def significant(value: float) -> str:
+    """Three significant digits and no exponent."""
+    if value <= 0:
+        return "0"
+    decimals = 2 - math.floor(math.log10(value) + 1e-3)
+    return f"{value:.{max(0, min(decimals, 6))}f}"
+
+
+def ms(e: Estimate | None) -> str:
+    """A latency in ms."""
+    return MISSING if e is None else significant(e.mean)
+
+
+def times(value: float | None) -> str:
+    """A factor, e.g. `2.45×`."""
+    return MISSING if value is None else f"{significant(value)}×"
+
+
+def mean(e: Estimate | None) -> str:
+    """Two decimals of a mean."""
+    return MISSING if e is None else f"{e.mean:.2f}".replace("-", "−")
+
+
+def deviation(e: Estimate | None) -> str:
+    """The sample deviation."""
+    return MISSING if e is None or e.deviation is None else f"{e.deviation:.2f}"
+
+
+def interval(e: Estimate | None) -> str:
+    """`91.91 to 92.35`."""
+    if e is None or e.low is None or e.high is None:
+        return MISSING
+    return f"{e.low:.2f} to {e.high:.2f}".replace("-", "−")
+
+
+def seconds(value: float) -> str:
+    """A duration in s, min or h."""
+    if value < 120:
+        return f"{significant(value)} s"
+    return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
+
+
+def percent(value: float) -> str:
+    """One decimal and the sign."""
+    return f"{value:.1f} %"
+
+
+def p(value: float | None) -> str:
+    """A p-value, e.g. `0.031` or `< 0.001`."""
+    if value is None:
+        return MISSING
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def count(n: int, noun: str) -> str:
+    """`1 seed`, `2 seeds`."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def listed(names: list[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def signed(value: float) -> str:
+    """Two decimals with a sign (a true minus); no sign for what rounds to zero."""
+    text = f"{value:+.2f}".replace("-", "−")
+    return text[1:] if text[1:] == "0.00" else text

@@ -1,0 +1,331 @@
+"""The report: what is read, how it is grouped, and what the files say."""
+
+import csv
+import json
+import math
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from pqd.errors import UserError
+from pqd.report import build, points
+from pqd.report.cases import cases, distinct
+from pqd.report.load import load
+from pqd.report.summary import DENSE
+from pqd.report.view import view
+from report_runs import ORDERS, latency, provenance, result, write, write_orders, write_sweep
+
+# --- reading
+
+
+def test_no_result_and_no_folder_are_mistakes_of_the_user(tmp_path):
+    with pytest.raises(UserError, match=r"no result\.json below"):
+        points([tmp_path])
+    with pytest.raises(UserError, match="is not a folder"):
+        points([tmp_path / "missing"])
+
+
+def test_broken_and_unfinished_runs_are_named_and_not_counted(tmp_path):
+    write(tmp_path, result("pqd"))
+    write(tmp_path, result("pdq") | {"status": "failed", "final": None, "reason": "lr=9 diverged"})
+    write(tmp_path, result("qpd") | {"status": "interrupted", "final": None})
+    for name, change in {
+        "cut": None,
+        "list": [],
+        "future": {"schema": 2},
+        "odd": {"status": "done"},
+        "empty": {"final": None},
+        "nan": {"final": result()["final"] | {"accuracy": math.nan}},
+        "short": {"stages": []},
+        "threads": {
+            "final": result()["final"] | {"latency": [latency("pqd", 1.0)[0] | {"threads": "all"}]}
+        },
+    }.items():
+        data = result("dpq") | change | {"name": name} if isinstance(change, dict) else change
+        path = tmp_path / name / "result.json"
+        path.parent.mkdir()
+        path.write_text('{"schema": 1,' if data is None else json.dumps(data))
+    loaded = load([tmp_path, tmp_path])  # the same folder twice is read once
+    assert [run.order for run in loaded.runs] == ["pqd"]
+    assert [(u["status"], u["reason"]) for u in loaded.unfinished] == [
+        ("failed", "lr=9 diverged"),
+        ("interrupted", "no reason recorded"),
+    ]
+    named = {line.split("/")[0]: line for line in loaded.problems}
+    assert set(named) == {"cut", "list", "future", "odd", "empty", "nan", "short", "threads"}
+    assert "schema is 2; this version reads 1" in named["future"]
+    assert "accuracy is nan" in named["nan"]
+    page = build([tmp_path], tmp_path / "out").read_text()
+    assert "lr=9 diverged" in page
+    assert "schema is 2; this version reads 1" in page
+
+
+def test_order_is_named_by_the_stages_it_ran(tmp_path):
+    data = result("pq")
+    data["config"]["order"]["name"] = "pqd"  # order=pqd order.stages=[prune,quantize]
+    write(tmp_path, data)
+    assert points([tmp_path])[0]["order"] == "pq"
+
+
+def test_machines_are_joined_and_the_newest_measurement_counts(tmp_path):
+    folder = write(tmp_path, result("pqd", runtimes=("onnxruntime",), threads=(1,))).parent
+    new = provenance(started="2027-01-01T00:00:00+00:00")
+    rows = [row | {"p50_ms": 7.0} for row in latency("pqd", 1.0) if row["model"] == "int8"]
+    bench = {"schema": 1, "provenance": new, "latency": rows, "accuracy_by_runtime": {}}
+    (folder / "bench-same.json").write_text(json.dumps(bench))
+    other = bench | {"provenance": provenance("AMD EPYC", cores=8)}
+    (folder / "bench-other.json").write_text(json.dumps(other))
+    (folder / "bench-broken.json").write_text("{")
+    table = points([tmp_path])
+    assert [row["machine"] for row in table] == [
+        "Intel Xeon Platinum 8481C, 2 cores",
+        "AMD EPYC, 8 cores",
+    ]
+    assert [row["onnxruntime_t1_b1_int8_p50_ms"] for row in table] == [7.0, 7.0]
+    assert table[0]["onnxruntime_t1_b1_dense_p50_ms"] is not None
+    assert table[1]["onnxruntime_t1_b1_dense_p50_ms"] is None
+    assert any("bench-broken.json" in line for line in load([tmp_path]).problems)
+
+
+# --- grouping
+
+
+def test_swept_keys_make_cases_and_unpruned_orders_join_every_sparsity(tmp_path):
+    write_sweep(tmp_path, order=("pqd", "q"), seed=(0, 1), sparsity=(0.8, 0.9), alpha=(0.5, 0.9))
+    runs, repeats = distinct(load([tmp_path]).runs)
+    assert repeats == 6  # q knows neither sparsity nor alpha: 8 runs are 2
+    found = cases(runs)
+    assert [case.label for case in found] == [
+        f"resnet20 · digits · distill.alpha={alpha} · sparsity {sparsity} %"
+        for alpha in (0.5, 0.9)
+        for sparsity in (80, 90)
+    ]
+    assert [case.orders() for case in found] == [["pqd", "q"]] * 4
+    assert [[run.seed for run in case.of("q")] for case in found] == [[0, 1]] * 4
+
+
+def test_keys_that_follow_the_seed_or_name_a_place_make_no_cases(tmp_path):
+    for seed in range(3):
+        data = result("pqd", seed=seed)
+        data["config"]["distill"]["teacher"] = f"teachers/{seed}.safetensors"
+        data["config"]["output_dir"] = f"elsewhere/{seed}"
+        data["config"]["dataset"]["root"] = f"data{seed % 2}"
+        write(tmp_path, data)
+    (case,) = cases(load([tmp_path]).runs)
+    assert case.variant == {}
+    assert len(case.of("pqd")) == 3
+
+
+def test_different_training_of_different_seeds_is_not_averaged(tmp_path):
+    for seed in range(4):
+        data = result("pqd", seed=seed)
+        data["config"]["train"]["epochs"] = {"prune": 4 if seed < 2 else 8}
+        write(tmp_path, data)
+    found = cases(load([tmp_path]).runs)
+    assert [case.variant for case in found] == [
+        {"train.epochs.prune": "4"},
+        {"train.epochs.prune": "8"},
+    ]
+
+
+def test_of_repeats_the_newest_counts(tmp_path):
+    write(tmp_path / "old", result("pqd", accuracy=90.0))
+    new = result("pqd", accuracy=91.0)
+    new["provenance"]["started"] = "2027-01-01T00:00:00+00:00"
+    write(tmp_path / "new", new)
+    assert [row["accuracy"] for row in points([tmp_path])] == [91.0]
+    assert view(load([tmp_path])).repeats == 1
+
+
+# --- numbers of the report
+
+
+def test_rows_costs_and_curves(tmp_path):
+    write_orders(tmp_path, {"pqd": [80.0, 82.0], "q": [88.0, 89.0]})
+    report = view(load([tmp_path]))
+    (case,) = report.cases
+    dense, pqd, q = case.rows
+    assert [row.order for row in case.rows] == [DENSE, "pqd", "q"]
+    assert (dense.accuracy.mean, dense.accuracy.n, dense.change) == (90.0, 2, None)
+    assert (pqd.accuracy.mean, pqd.change.mean) == (81.0, -9.0)
+    assert pqd.sparsity.mean == pytest.approx(79.8)
+    assert {t.model for t in pqd.timings} == {"pruned", "int8"}
+    assert {t.model for t in q.timings} == {"int8"}
+    assert [curve.order for curve in case.curves] == ["pqd"]
+    assert case.curves[0].stages == ["baseline", "prune", "quantize", "distill"]
+    (family,) = report.families
+    size = next(f for f in family.frontiers if f.condition is None)
+    assert size.reference == (pytest.approx(1_100_000), 80.0)
+    assert {p.order for p in size.points} == {DENSE, "pqd", "q"}
+    assert len(report.conditions) == 4  # two runtimes, one or two threads
+
+
+def test_saving_counts_a_cached_stage_at_the_time_its_training_took(tmp_path):
+    for order, cached, seconds in (("pqd", False, 10.0), ("pdq", True, 0.1)):
+        data = result(order)
+        for i, entry in enumerate(data["stages"]):
+            entry |= {"key": f"{order}{i}", "cached": False, "seconds": 1.0}
+        data["stages"][0] |= {"key": "shared", "cached": cached, "seconds": seconds}
+        write(tmp_path, data)
+    report = view(load([tmp_path]))
+    saving = report.saving
+    assert (saving.stages, saving.trained, saving.spent, saving.seconds) == (8, 7, 16.0, 26.0)
+    assert saving.saved == 10.0
+    assert [(c.order, c.total, c.cached) for c in report.cases[0].costs] == [
+        ("pqd", 13.0, 0),
+        ("pdq", 13.0, 1),
+    ]
+
+
+# --- files
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sweep")
+    write_sweep(folder, order=(*ORDERS, "q"), seed=range(2), dataset=("digits", "cifar10"))
+    failed = result("pqd", 9) | {"status": "failed", "final": None, "reason": "</script><b>&"}
+    write(folder, failed)
+    build([folder], folder / "report")
+    return folder / "report"
+
+
+def test_all_files_are_written_and_nothing_is_left(built):
+    assert sorted(path.name for path in built.iterdir()) == [
+        "frontier.png",
+        "frontier.svg",
+        "points.csv",
+        "report.html",
+        "report.md",
+        "table.tex",
+    ]
+    assert (built / "frontier.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (built / "frontier.svg").read_text()
+
+
+def test_same_results_same_files(built):
+    before = {path.name: path.read_bytes() for path in built.iterdir()}
+    assert build([built.parent], built) == built / "report.html"
+    assert {path.name: path.read_bytes() for path in built.iterdir()} == before
+
+
+class Links(HTMLParser):
+    """Collects what a page loads, and the text of its scripts."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.loaded: list[str] = []
+        self.scripts: list[str] = []
+        self.styles: list[str] = []
+        self.inside = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.inside = tag
+        self.loaded += [v for k, v in attrs if k in ("src", "href", "srcset", "data", "action")]
+        self.scripts += [""] if tag == "script" else []
+
+    def handle_endtag(self, tag):
+        self.inside = ""
+
+    def handle_data(self, data):
+        if self.inside == "script":
+            self.scripts[-1] += data
+        elif self.inside == "style":
+            self.styles.append(data)
+
+
+def test_page_is_one_file_without_network(built):
+    page = (built / "report.html").read_text()
+    links = Links(page)
+    assert links.loaded == []
+    assert not re.search(r"@import|url\(", "".join(links.styles))
+    data, plotly, own = links.scripts
+    assert "plotly.js v" in plotly[:200]
+    assert page.count("plotly.js v") == 1
+    assert "http" not in own
+    drawn = set(re.findall(r'data-figure="([^"]+)"', page))
+    assert drawn == set(json.loads(data)["plots"])
+
+
+def test_page_escapes_what_runs_say(built):
+    page = (built / "report.html").read_text()
+    assert "&lt;/script&gt;&lt;b&gt;&amp;" in page
+    assert "</script><b>&" not in page
+
+
+def test_page_and_markdown_say_the_verdict(built):
+    for name in ("report.html", "report.md"):
+        assert "No verdict is possible with 2 seeds" in (built / name).read_text()
+
+
+def test_points_csv(built):
+    with (built / "points.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == 28
+    row = next(r for r in table if (r["order"], r["seed"], r["dataset"]) == ("pqd", "1", "digits"))
+    expected = result("pqd", 1)["final"]
+    assert float(row["accuracy"]) == expected["accuracy"]
+    assert int(row["package_bytes"]) == expected["sizes"]["package"]
+    timing = next(t for t in expected["latency"] if t["model"] == "int8" and t["threads"] == 2)
+    assert float(row["onnxruntime_t2_b1_int8_p50_ms"]) == timing["p50_ms"]
+    unpruned = next(r for r in table if r["order"] == "q")
+    assert unpruned["target_sparsity"] == unpruned["prune_seconds"] == ""
+
+
+def test_latex_table(built):
+    text = (built / "table.tex").read_text()
+    assert text.count(r"\toprule") == text.count(r"\bottomrule") == 1
+    assert r"sparsity 80 \%" in text
+    rows = [line for line in text.splitlines() if line.startswith("pqd &")]
+    assert len(rows) == 2
+    assert all(line.count("&") == 6 and line.endswith(r" \\") for line in rows)
+    assert r"$\pm$" in rows[0]
+
+
+@pytest.mark.parametrize("seeds", [1, 6])
+def test_single_order_without_latencies(tmp_path, seeds):
+    write_sweep(tmp_path, seed=range(seeds), runtimes=[()])
+    page = build([tmp_path], tmp_path / "out").read_text()
+    assert "Nothing to compare" in page
+    assert "latency in" not in page
+    assert "INT8 ms" not in (tmp_path / "out" / "table.tex").read_text()
+
+
+def test_missing_sizes_and_parts_of_a_result(tmp_path):
+    data = result("dq")
+    data["final"] |= {"sizes": {}, "agreement": None, "latency": []}
+    data["final"].pop("accuracy_by_runtime")
+    data["provenance"] = {"started": "2026-03-01T08:00:00+00:00"}
+    for entry in data["stages"]:
+        entry["validation_accuracy"] = None
+    write(tmp_path, data)
+    page = build([tmp_path], tmp_path / "out").read_text()
+    assert "not recorded" in page
+    assert 'data-figure="' not in page
+    assert not (tmp_path / "out" / "frontier.png").exists()
+
+
+def test_only_failed_runs_still_make_a_report(tmp_path):
+    write(tmp_path, result() | {"status": "failed", "final": None, "reason": "diverged"})
+    page = build([tmp_path], tmp_path / "out").read_text()
+    assert "No run has completed" in page
+    assert (tmp_path / "out" / "points.csv").read_text() == ""
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs the command chromium")
+def test_browser_draws_every_panel_without_network(built, tmp_path):
+    flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking"
+    flags += " --disable-component-update --disable-sync --virtual-time-budget=20000 --dump-dom"
+    command = ["chromium", *flags.split(), "--host-resolver-rules=MAP * ~NOTFOUND"]
+    command += [f"--user-data-dir={tmp_path}", f"file://{built / 'report.html'}"]
+    page = subprocess.run(command, capture_output=True, text=True, timeout=110, check=True).stdout
+    drawn = set(re.findall(r'<div class="plot js-plotly-plot" data-figure="([^"]+)"', page))
+    first = {"differences-all", "differences-0", "stages-0", "frontier-0-size"}
+    assert first <= drawn
+    assert len(drawn) == len(first) + 2  # latency in two runtimes on the first machine
+    assert page.count('class="main-svg"') >= len(drawn)
