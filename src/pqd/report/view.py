@@ -170,10 +170,10 @@ def _training(runs: list[Run]) -> dict[str, str]:
             found[name][str(p.get(key) or "not recorded")] += 1
         for package, version in sorted((p.get("versions") or {}).items()):
             found[package][str(version)] += 1
-    starts = sorted(run.started for run in runs if run.started)
+    starts = sorted({run.started[:16].replace("T", " ") for run in runs if run.started})
     table = {name: _values(values) for name, values in found.items()}
     if starts:
-        table["started"] = starts[0] if len(starts) == 1 else f"{starts[0]} to {starts[-1]}"
+        table["started"] = " to ".join(dict.fromkeys((starts[0], starts[-1])))
     return table
 
 
