@@ -1,0 +1,128 @@
+"""What a run and a sweep leave in W&B: metrics, figures under stable names, artifacts, tables."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import wandb
+
+    from pqd.report.view import Report
+
+
+def record_epoch(run: "wandb.Run", stage: str, metrics: dict[str, float]) -> None:
+    """Logs an epoch as `stage/metric`; the time left is of the moment, and not a metric."""
+    run.log({f"{stage}/{key}": value for key, value in metrics.items() if key != "eta_s"})
+
+
+def record_result(run: "wandb.Run", result: dict[str, Any], logged: set[tuple[str, float]]) -> None:
+    """Writes the summary, and the epochs (stage, epoch) that are not in `logged`.
+
+    Args:
+        run: an open run.
+        result: a result.json, of a run with any status.
+        logged: the epochs logged while they were trained. The others came from the cache or were
+            trained by an earlier process.
+    """
+    for record in result["stages"]:
+        for metrics in record.get("history") or []:
+            if (record["stage"], metrics["epoch"]) not in logged:
+                record_epoch(run, record["stage"], metrics)
+    run.config.update({"config_hash": result.get("config_hash")})
+    run.summary.update(
+        {
+            "status": result["status"],
+            "reason": result.get("reason") or "",
+            "provenance": result.get("provenance") or {},
+            **final_figures(result.get("final") or {}),
+        }
+    )
+
+
+def final_figures(final: dict[str, Any]) -> dict[str, float]:
+    """Flattens `final` of a result.json to the summary's names, `final/...`.
+
+    Latencies without a runtime in the name (ms) are those of the first runtime, thread count and
+    batch size measured: of the final model, or of the dense one (`final/dense_latency_ms_p50`).
+    """
+    figures = {key: value for key, value in final.items() if isinstance(value, int | float)}
+    figures |= {f"{name}_bytes": size for name, size in (final.get("sizes") or {}).items()}
+    for runtime, accuracy in (final.get("accuracy_by_runtime") or {}).items():
+        figures[f"accuracy/{runtime}"] = accuracy
+    for row in reversed(final.get("latency") or []):  # of two rows the first one stays
+        place = f"{row['runtime']}_threads{row['threads']}_batch{row['batch_size']}"
+        figures[f"latency_ms_p50/{row['model']}_{place}"] = row["p50_ms"]
+        if row["model"] == "dense":
+            figures["dense_latency_ms_p50"] = row["p50_ms"]
+        elif row["model"] in ("int8", "fp32"):
+            figures |= {f"latency_ms_{q}": row[f"{q}_ms"] for q in ("p50", "p90", "p99")}
+            figures["speedup"] = row["speedup"]
+    return {f"final/{key}": value for key, value in figures.items() if value is not None}
+
+
+def upload_model(run: "wandb.Run", result: dict[str, Any], files: list[Path]) -> None:
+    """Logs the files of a completed run as a version of the artifact `backbone-dataset`.
+
+    The versions are told apart by alias: the order's name, `order-seedN`, `latest`.
+    """
+    config = result["config"]
+    order = config["order"]["name"]
+    _upload(
+        run,
+        name=f"{config['backbone']['name']}-{config['dataset']['name']}",
+        kind="model",
+        files=files,
+        aliases=[order, f"{order}-seed{config['seed']}", "latest"],
+        metadata={"name": result["name"], **final_figures(result["final"])},
+    )
+
+
+def record_sweep(run: "wandb.Run", sweep_dir: Path, report: "Report") -> None:
+    """Logs every frontier as rows of the table `frontier` and as a plot, and the report's files."""
+    import plotly.graph_objects as go
+    import wandb
+
+    from pqd.report import figures
+    from pqd.report.words import runtime, setup
+
+    columns = ["case", "order", "sparsity", "cost", "unit", "measured_in", "accuracy"]
+    columns += ["accuracy_low", "accuracy_high", "runs", "dominated"]
+    table = wandb.Table(columns=list(columns))
+    plots: dict[str, go.Figure] = {}
+    for family in report.families:
+        for frontier in family.frontiers:
+            where = frontier.condition
+            unit = "bytes" if where is None else "ms"
+            place = "" if where is None else f"{runtime(where.runtime)}, {setup(where)}"
+            for point in frontier.points:
+                mean = point.accuracy
+                row = (family.label, point.order, point.sparsity, point.cost, unit, place)
+                table.add_data(*row, mean.mean, mean.low, mean.high, mean.n, point.dominated)
+            figure = go.Figure(figures.frontier(frontier))
+            figure.update_layout(title=", ".join(filter(None, (family.label, place))))
+            kind = "size" if where is None else "latency"
+            plots[f"accuracy_{kind}/{len(plots) + 1}"] = figure
+    run.log({"frontier": table, **plots})
+    run.summary.update({"verdict": report.verdict, "jobs": len(report.runs)})
+    files = [sweep_dir / name for name in ("report.html", "report.md", "points.csv")]
+    if files := [file for file in files if file.exists()]:
+        name = f"report-{sweep_dir.resolve().name}"
+        _upload(run, name, "report", files, aliases=["latest"], metadata={})
+
+
+def _upload(
+    run: "wandb.Run",
+    name: str,
+    kind: str,
+    files: list[Path],
+    aliases: list[str],
+    metadata: dict[str, Any],
+) -> None:
+    import wandb
+
+    name = re.sub(r"[^\w.-]", "-", name, flags=re.ASCII)[:128]  # what W&B accepts
+    artifact = wandb.Artifact(name, type=kind, metadata=metadata)
+    for file in files:
+        # The files stay where they are: neither copied to a staging folder nor to a cache.
+        artifact.add_file(str(file.resolve()), policy="immutable", skip_cache=True)
+    run.log_artifact(artifact, aliases=aliases)

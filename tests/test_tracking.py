@@ -1,0 +1,544 @@
+"""W&B: what a run leaves behind, read back with wandb's own reader, and that it can do no harm."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from omegaconf import OmegaConf
+
+from pqd import dashboard, tracking
+from pqd.config import (
+    BackboneConfig,
+    CacheConfig,
+    Config,
+    DatasetConfig,
+    LoggerConfig,
+    OrderConfig,
+)
+from pqd.errors import UserError
+from pqd.report.load import load
+from pqd.report.view import view
+from pqd.tracking_records import final_figures
+
+wandb = pytest.importorskip("wandb")
+CONF = Path(__file__).parents[1] / "conf"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _own_wandb(tmp_path_factory):
+    """No login, no settings and no folders but the tests' own; its service ends with the tests."""
+    home = tmp_path_factory.mktemp("wandb-home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("WANDB_")]:
+            patch.delenv(name)
+        patch.setenv("NETRC", str(home / "netrc"))
+        for name in ("CONFIG_DIR", "CACHE_DIR", "DATA_DIR"):
+            patch.setenv(f"WANDB_{name}", str(home))
+        wandb.teardown()
+        yield
+        wandb.teardown()
+
+
+def make_config(order="pqd"):
+    return Config(
+        seed=3,
+        output_dir="outputs/x",
+        order=OrderConfig(order, ["prune", "quantize", "distill"]),
+        backbone=BackboneConfig("resnet20", "resnet20"),
+        dataset=DatasetConfig(name="digits", root="data"),
+        logger=LoggerConfig(name="wandb"),
+        cache=CacheConfig(dir="cache"),
+    )
+
+
+@pytest.fixture
+def config():
+    return make_config()
+
+
+def latency(model, p50, threads=1):
+    return {
+        "runtime": "onnxruntime",
+        "version": "1",
+        "model": model,
+        "threads": threads,
+        "batch_size": 1,
+        "p50_ms": p50,
+        "p90_ms": p50 + 0.1,
+        "p99_ms": p50 + 0.2,
+        "p50_interval_ms": [p50, p50],
+        "calls": 400,
+        "speedup": 4.0 / p50,
+        "speedup_interval": [1.0, 2.0],
+        "noisy": False,
+        "slower_than_dense": False,
+    }
+
+
+def epochs(count, **more):
+    return [{"epoch": e, "loss": 1 / e, "validation_accuracy": 90.0 + e, **more} for e in count]
+
+
+def completed(order="pqd", seed=3, accuracy=98.0):
+    stages = {"p": "prune", "q": "quantize", "d": "distill"}
+    trained = ["baseline", *(stages[letter] for letter in order)]
+    return {
+        "schema": 1,
+        "status": "completed",
+        "reason": None,
+        "name": f"resnet20_digits_{order}_s0.9_seed{seed}",
+        "config_hash": f"{order}{seed}",
+        "config": {
+            "seed": seed,
+            "order": {"name": order, "stages": trained[1:]},
+            "backbone": {"name": "resnet20"},
+            "dataset": {"name": "digits"},
+            "prune": {"sparsity": 0.9},
+        },
+        "stages": [
+            {
+                "stage": stage,
+                "key": f"{stage}{seed}",
+                "cached": stage == "baseline",
+                "epochs": 2,
+                "seconds": 1.0,
+                "loss": 0.5,
+                "validation_accuracy": 92.0,
+                "sparsity": 0.0,
+                "history": epochs([1, 2]),
+            }
+            for stage in trained
+        ],
+        "final": {
+            "accuracy": accuracy,
+            "network_accuracy": accuracy,
+            "agreement": 100.0,
+            "dense_accuracy": 98.6,
+            "sparsity": 0.9,
+            "parameters": 272474,
+            "macs": 40810000,
+            "sizes": {"fp32_onnx": 900, "int8_onnx": 300, "package": 100, "floor": 80},
+            "latency": [latency("dense", 4.0), latency("int8", 1.0), latency("int8", 0.7, 0)],
+            "accuracy_by_runtime": {"onnxruntime": accuracy},
+        },
+        "provenance": {"cpu": "AMD EPYC", "cores": 2, "started": "2026-11-22T08:00:00+00:00"},
+        "files": {},
+    }
+
+
+def read(folder):
+    """The records of the one run in a folder, by type, with wandb's own reader."""
+    wandb.teardown()  # as at the end of the process: what is written last is on the disk after it
+    (path,) = folder.glob("wandb/*run-*/run-*.wandb")
+    core = Path(wandb.__file__).parent / "bin" / "wandb-core"
+    command = [core, "leet", "inspect", "--no-observability", "--json", "--run-file", path]
+    done = subprocess.run([*command, path.parents[1]], capture_output=True, text=True, check=True)
+    records = SimpleNamespace(
+        history=[], summary={}, config={}, metrics={}, artifacts=[], exit=None
+    )
+    for record in map(json.loads, done.stdout.splitlines()):
+        kind = record["type"]
+        if kind == "run":
+            records.run = record["run"]
+            records.config |= record["run"]["config"]["update"]
+        elif kind == "history":
+            item = record["history"]["item"]
+            records.history.append({k: v for k, v in item.items() if not k.startswith("_")})
+        elif kind == "summary":
+            records.summary |= record["summary"]["update"]
+        elif kind == "config":
+            records.config |= record["config"]["update"]
+        elif kind == "metric" and "glob_name" in record["metric"]:
+            records.metrics[record["metric"]["glob_name"]] = record["metric"]["step_metric"]
+        elif kind == "artifact":
+            records.artifacts.append(record["artifact"])
+        elif kind == "exit":
+            records.exit = record["exit"]["exit_code"]
+    return records
+
+
+def warnings_of(caplog):
+    return [r.getMessage() for r in caplog.records if r.name == tracking.__name__]
+
+
+def test_run_holds_config_curves_figures_and_files(config, tmp_path, capfd):
+    sweep = tmp_path / "2026-11-22_08-00-00"
+    folder = sweep / "0_resnet20_digits_pqd_seed3"
+    folder.mkdir(parents=True)
+    (sweep / "multirun.yaml").touch()
+    for name in ("model.onnx", "model.pqd", "result.json"):
+        (folder / name).write_text(name)
+
+    with tracking.start(config, folder, "a name") as tracker:
+        for metrics in epochs([1, 2], eta_s=9.0):
+            tracker.epoch("prune", metrics)
+        tracker.finish(completed(), sorted(folder.glob("*.*")))
+
+    found = read(folder)
+    assert found.run["display_name"] == "a name"
+    assert found.run["project"] == "pqd"
+    assert found.run["run_group"] == sweep.name
+    assert found.run["job_type"] == "compress"
+    assert found.run["tags"] == ["pqd", "resnet20", "digits", "seed3"]
+    assert found.config["order"] == {"name": "pqd", "stages": ["prune", "quantize", "distill"]}
+    assert found.config["prune"]["sparsity"] == 0.8
+    assert found.metrics == {
+        f"{stage}/*": f"{stage}/epoch" for stage in ("baseline", "prune", "quantize", "distill")
+    }
+    # What was logged while it was trained comes first, and no epoch is missing or there twice.
+    assert found.history[0] == {
+        "prune/epoch": 1,
+        "prune/loss": 1,
+        "prune/validation_accuracy": 91,
+    }
+    logged = [(k, v) for row in found.history for k, v in row.items() if k.endswith("/epoch")]
+    assert sorted(logged) == [
+        (f"{stage}/epoch", epoch)
+        for stage in ("baseline", "distill", "prune", "quantize")
+        for epoch in (1, 2)
+    ]
+    assert found.summary["final/accuracy"] == 98
+    assert found.summary["final/package_bytes"] == 100
+    assert found.summary["final/latency_ms_p50"] == 1
+    assert found.summary["status"] == "completed"
+    assert found.summary["distill/validation_accuracy"] == 92
+    (artifact,) = found.artifacts
+    assert (artifact["name"], artifact["type"]) == ("resnet20-digits", "model")
+    assert set(artifact["aliases"]) == {"pqd", "pqd-seed3", "latest"}
+    contents = artifact["manifest"]["contents"]
+    assert {c["path"]: Path(c["local_path"]).parent for c in contents} == {
+        name: folder.resolve() for name in ("model.onnx", "model.pqd", "result.json")
+    }
+    assert found.exit == 0
+    assert capfd.readouterr() == ("", "")
+
+
+def test_figures_have_stable_names():
+    figures = final_figures(completed()["final"])
+    expected = {
+        "final/accuracy": 98.0,
+        "final/network_accuracy": 98.0,
+        "final/agreement": 100.0,
+        "final/dense_accuracy": 98.6,
+        "final/sparsity": 0.9,
+        "final/parameters": 272474,
+        "final/macs": 40810000,
+        "final/fp32_onnx_bytes": 900,
+        "final/int8_onnx_bytes": 300,
+        "final/package_bytes": 100,
+        "final/floor_bytes": 80,
+        "final/accuracy/onnxruntime": 98.0,
+        "final/latency_ms_p50": 1.0,
+        "final/latency_ms_p90": 1.1,
+        "final/latency_ms_p99": 1.2,
+        "final/dense_latency_ms_p50": 4.0,
+        "final/speedup": 4.0,
+        "final/latency_ms_p50/dense_onnxruntime_threads1_batch1": 4.0,
+        "final/latency_ms_p50/int8_onnxruntime_threads1_batch1": 1.0,
+        "final/latency_ms_p50/int8_onnxruntime_threads0_batch1": 0.7,
+    }
+    assert figures == expected
+    assert final_figures({}) == {}
+
+
+def test_run_that_fails_is_marked_and_its_next_attempt_goes_on_under_its_id(config, tmp_path):
+    failed = completed() | {"status": "failed", "reason": "disk full", "final": None}
+    failed["stages"] = failed["stages"][:1]
+    with tracking.start(config, tmp_path, "x") as tracker:
+        tracker.finish(failed, [])
+    first = read(tmp_path)
+    assert (first.exit, first.summary["status"], first.summary["reason"]) == (
+        1,
+        "failed",
+        "disk full",
+    )
+    assert "run_group" not in first.run
+    assert first.artifacts == []
+
+    with pytest.raises(KeyboardInterrupt), tracking.start(config, tmp_path, "x"):
+        raise KeyboardInterrupt
+    second = read(tmp_path)  # the only one there
+    assert (second.run["run_id"], second.exit) == (first.run["run_id"], 1)
+
+    with tracking.start(config, tmp_path, "x") as tracker:
+        tracker.finish(completed(), [])
+    third = read(tmp_path)
+    assert (third.run["run_id"], third.exit) == (first.run["run_id"], 0)
+    assert len(third.history) == 8
+
+
+JOB = """
+import pickle, sys
+from pathlib import Path
+from pqd import tracking
+folder = Path(sys.argv[1])
+config, result = pickle.loads((folder / "job").read_bytes())
+with tracking.start(config, folder, "x") as tracker:
+    tracker.finish(result, [])
+"""
+
+
+def test_parallel_jobs_keep_their_config_and_summary(tmp_path):
+    jobs = {}
+    for order in ("qdp", "dpq"):
+        folder = tmp_path / order
+        folder.mkdir()
+        (folder / "job").write_bytes(pickle.dumps((make_config(order), completed(order))))
+        jobs[order] = subprocess.Popen([sys.executable, "-c", JOB, folder])
+    assert [job.wait(60) for job in jobs.values()] == [0, 0]
+    for order in jobs:
+        found = read(tmp_path / order)
+        assert found.config["order"]["name"] == order
+        assert found.config["config_hash"] == f"{order}3"
+        assert found.summary["final/accuracy"] == 98
+        assert found.exit == 0
+
+
+def hang(*_, **__):
+    threading.Event().wait()
+
+
+def broken(*_, **__):
+    raise OSError("no space left\non device.")
+
+
+class FakeRun:
+    """A run in which everything works."""
+
+    def __init__(self, **_):
+        self.config, self.summary, self.exit_codes = {}, {}, []
+
+    def define_metric(self, *_, **__): ...
+
+    def log(self, _): ...
+
+    def log_artifact(self, *_, **__): ...
+
+    def finish(self, exit_code):
+        self.exit_codes.append(exit_code)
+
+
+@pytest.mark.parametrize(
+    "call", ["init", "setup", "define_metric", "log", "log_artifact", "finish"]
+)
+@pytest.mark.parametrize("trouble", [broken, hang])
+def test_trouble_is_one_warning(config, tmp_path, monkeypatch, caplog, call, trouble):
+    run, ended = FakeRun(), []
+    monkeypatch.setattr(tracking, "_end_service", lambda: ended.append(True))
+    if trouble is hang:
+        monkeypatch.setattr(tracking, "END_SECONDS", 0.1)
+    monkeypatch.setattr(wandb, "init", lambda **_: run)
+    settings = SimpleNamespace(settings=SimpleNamespace(mode="offline"))
+    monkeypatch.setattr(wandb, "setup", lambda _: settings)
+    monkeypatch.setattr(wandb if call in ("init", "setup") else run, call, trouble)
+    with tracking.start(config, tmp_path, "x") as tracker:
+        tracker.epoch("prune", {"epoch": 1, "loss": 1.0})
+        tracker.finish(completed(), [])
+    reason = "no space left on device" if trouble is broken else "no answer within 0 s"
+    assert warnings_of(caplog) == [f"W&B: {reason}. The run goes on without it."]
+    assert ended == [True]
+    if trouble is broken and call in ("log", "log_artifact"):
+        assert run.exit_codes == [0]  # finished all the same
+
+
+def test_service_that_hangs_is_ended_and_the_next_run_has_a_new_one(
+    config, tmp_path, monkeypatch, caplog
+):
+    with tracking.start(config, tmp_path / "a", "a") as tracker:
+        tracker.finish(completed(), [])
+    service = wandb.setup()._connection._proc
+    service._process.send_signal(signal.SIGSTOP)
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking, "END_SECONDS", 0.5)
+        patch.setattr(tracking, "SHUTDOWN_SECONDS", 0.5)
+        with tracking.start(config, tmp_path / "b", "b") as tracker:
+            tracker.finish(completed(), [])
+    assert warnings_of(caplog) == ["W&B: no answer within 0 s. The run goes on without it."]
+    assert service.join() == -signal.SIGKILL
+    with tracking.start(config, tmp_path / "c", "c") as tracker:
+        tracker.finish(completed(), [])
+    assert read(tmp_path / "c").exit == 0
+    assert len(warnings_of(caplog)) == 1
+
+
+def test_without_wandb_a_run_warns_once(config, tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with tracking.start(config, tmp_path, "x") as tracker:
+        tracker.epoch("prune", {"epoch": 1, "loss": 1.0})
+        tracker.finish(completed(), [])
+    (warning,) = warnings_of(caplog)
+    assert warning.startswith("W&B: import of wandb halted")
+
+
+def test_logger_none_does_nothing(config, tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    config.logger = OmegaConf.to_object(
+        OmegaConf.merge(
+            OmegaConf.structured(LoggerConfig), OmegaConf.load(CONF / "logger/none.yaml")
+        )
+    )
+    with tracking.start(config, tmp_path, "x") as tracker:
+        tracker.epoch("prune", {"epoch": 1, "loss": 1.0})
+        tracker.finish(completed(), [])
+    assert warnings_of(caplog) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_logger_wandb_is_auto():
+    given = OmegaConf.load(CONF / "logger/wandb.yaml")
+    assert OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(LoggerConfig), given)) == (
+        LoggerConfig(name="wandb", project="pqd", entity=None, group=None, mode="auto")
+    )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "environment", "logged_in", "mode"),
+    [
+        ("auto", "online", False, "offline"),
+        ("auto", "online", True, "online"),
+        ("auto", "offline", True, "offline"),
+        ("auto", "disabled", True, "disabled"),
+        ("offline", "online", True, "offline"),
+        ("online", "offline", True, "online"),
+        ("online", "online", False, "offline"),
+    ],
+)
+def test_online_needs_a_login_and_never_asks(
+    config, tmp_path, monkeypatch, caplog, wanted, environment, logged_in, mode
+):
+    asked = []
+
+    def login(prompt, verify):
+        asked.append((prompt, verify))
+        return logged_in
+
+    modes = []
+    settings = SimpleNamespace(settings=SimpleNamespace(mode=environment))
+    monkeypatch.setattr(wandb, "setup", lambda _: settings)
+    monkeypatch.setattr(wandb, "login", login)
+    monkeypatch.setattr(wandb, "init", lambda mode, **_: modes.append(mode) or FakeRun())
+    config.logger.mode = wanted
+    with tracking.start(config, tmp_path, "x") as tracker:
+        tracker.finish(completed(), [])
+    assert modes == [mode]
+    assert set(asked) <= {(False, False)}
+    assert len(warnings_of(caplog)) == (wanted == "online" and not logged_in)
+
+
+def test_server_that_is_down_makes_this_and_the_next_runs_offline(
+    config, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setattr(tracking, "INIT_SECONDS", 0.5)
+    monkeypatch.setattr(tracking, "_unreachable", threading.Event())
+    wandb.teardown()
+    for name in ("a", "b"):
+        with tracking.start(config, tmp_path / name, name) as tracker:
+            tracker.finish(completed(), [])
+        found = read(tmp_path / name)
+        assert (found.exit, found.summary["final/accuracy"]) == (0, 98)
+    (warning,) = warnings_of(caplog)
+    assert warning.endswith("Logging offline; upload with `wandb sync`.")
+
+
+def test_sweep_leaves_one_summary_run_with_the_frontier(config, tmp_path):
+    for order, accuracy in (("pqd", 98.0), ("qpd", 97.0)):
+        (tmp_path / order).mkdir()
+        result = completed(order, accuracy=accuracy)
+        (tmp_path / order / "result.json").write_text(json.dumps(result))
+    (tmp_path / "report.md").write_text("report")
+    report = view(load([tmp_path]))
+    tracking.log_sweep(config, tmp_path, report)
+
+    found = read(tmp_path)
+    assert (found.run["job_type"], found.run["run_group"]) == ("sweep-summary", tmp_path.name)
+    assert found.summary["verdict"] == report.verdict
+    assert found.summary["jobs"] == 2
+    (files,) = tmp_path.glob("wandb/*run-*/files")
+    table = json.loads((files / found.summary["frontier.path"]).read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    sizes = {row["order"]: row for row in rows if row["unit"] == "bytes"}
+    assert (sizes["pqd"]["cost"], sizes["pqd"]["accuracy"]) == (100, 98)
+    assert (sizes["pqd"]["dominated"], sizes["qpd"]["dominated"]) == (False, True)
+    assert {row["measured_in"].split(",")[0] for row in rows} == {"", "ONNX Runtime"}
+    plots = {key.removesuffix(".path") for key in found.summary if "accuracy_" in key}
+    plots = {key for key in plots if found.summary.get(f"{key}._type") == "plotly-file"}
+    assert plots == {"accuracy_size/1", "accuracy_latency/2", "accuracy_latency/3"}
+    reports = [a for a in found.artifacts if a["type"] == "report"]
+    assert [c["path"] for a in reports for c in a["manifest"]["contents"]] == ["report.md"]
+
+
+def test_dashboard_is_built_without_network(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    model = dashboard.workspace("team", "project")._to_model()
+    spec = json.loads(model.model_dump_json(by_alias=True, exclude_none=True))
+    assert (spec["entity"], spec["project"]) == ("team", "project")
+    section = spec["spec"]["section"]
+    panels = [p for s in section["panelBankConfig"]["sections"] for p in s["panels"]]
+
+    scatters = [p["config"] for p in panels if p["viewType"] == "Scatter Plot"]
+    assert {(p["xAxis"], p["yAxis"]) for p in scatters} >= {
+        ("summary:final/latency_ms_p50", "summary:final/accuracy"),
+        ("summary:final/package_bytes", "summary:final/accuracy"),
+    }
+    bars = [p["config"] for p in panels if p["viewType"] == "Bar Chart"]
+    assert {(p["groupBy"], p["groupAgg"], p["groupArea"]) for p in bars} == {
+        ("order.value.name", "mean", "stderr")
+    }
+    known = set(final_figures(completed()["final"]))
+    assert {metric for p in bars for metric in p["metrics"]} <= known
+    assert {p["xAxis"].removeprefix("summary:") for p in scatters} <= known
+    curves = [p["config"] for p in panels if p["viewType"] == "Run History Line Plot"]
+    assert {p["xAxis"] for p in curves} == {f"{stage}/epoch" for stage in dashboard.STAGES}
+    assert all(m.split("/")[0] == p["xAxis"].split("/")[0] for p in curves for m in p["metrics"])
+
+    (runs,) = section["runSets"]
+    assert runs["grouping"] == [{"section": "config", "name": "order.value.name"}]
+    (only,) = runs["filters"]["filters"]
+    assert (only["key"]["name"], only["value"]) == ("jobType", "compress")
+    assert set(section["customRunColors"].values()) == set(dashboard.COLOURS.values())
+
+
+@pytest.mark.parametrize("target", ["", "project", "team/", "/project", "team/project/run"])
+def test_dashboard_of_another_form_is_refused(target):
+    with pytest.raises(UserError, match="ENTITY/PROJECT is expected"):
+        dashboard.create_dashboard(target)
+
+
+def test_dashboard_needs_a_login():
+    with pytest.raises(UserError, match="not logged in"):
+        dashboard.create_dashboard("team/project")
+
+
+def test_dashboard_that_is_not_saved_says_why(monkeypatch):
+    saved = SimpleNamespace(save=broken)
+    monkeypatch.setattr(wandb, "login", lambda **_: True)
+    monkeypatch.setattr(dashboard, "workspace", lambda *_: saved)
+    with pytest.raises(UserError, match="did not save the dashboard in team/project: no space"):
+        dashboard.create_dashboard("team/project")
+
+
+def test_training_does_not_wait_for_wandb(config, tmp_path, monkeypatch):
+    opened, run = threading.Event(), FakeRun()
+
+    def init(**_):
+        assert opened.wait(30)
+        return run
+
+    monkeypatch.setattr(wandb, "init", init)
+    with tracking.start(config, tmp_path, "x") as tracker:
+        tracker.epoch("prune", {"epoch": 1, "loss": 1.0})
+        opened.set()  # only now can the run open
+        tracker.finish(completed(), [])
+    assert run.exit_codes == [0]
