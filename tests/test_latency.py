@@ -1,9 +1,13 @@
+import json
 from itertools import pairwise
 
 import numpy as np
 import pytest
+from torch import nn
 
+from pqd import measure
 from pqd.config import RuntimeConfig
+from pqd.measure import timings
 from pqd.measure.protocol import (
     interleave,
     median_interval,
@@ -11,6 +15,7 @@ from pqd.measure.protocol import (
     speedup,
     summarise,
 )
+from tiny_onnx import float_network, int8_network
 
 MS = 1_000_000
 
@@ -157,3 +162,48 @@ def test_noise_and_slowness_are_flagged():
 
 def test_relative_width_is_a_share_of_the_middle():
     assert relative_width([0.95, 1.05]) == pytest.approx(0.1)
+
+
+def test_latency_has_a_row_for_every_model_and_setting(tmp_path, monkeypatch):
+    monkeypatch.setattr(timings, "int8_peak_gops", lambda threads: 100.0)
+    dense, int8 = float_network(tmp_path / "a.onnx"), int8_network(tmp_path / "b.onnx")
+    network = nn.Sequential(nn.Conv2d(1, 2, 4), nn.Flatten())
+    settings = RuntimeConfig(
+        names=["onnxruntime", "torch"],
+        threads=[1, 1],
+        batch_sizes=[1, 3],
+        min_calls=4,
+        min_seconds=0.0,
+        blocks=2,
+    )
+    rows = measure.latency(
+        {"dense": dense, "int8": int8}, settings, (1, 4, 4), {"dense": network, "int8": network}
+    )
+    seen = [(r["runtime"], r["model"], r["threads"], r["batch_size"]) for r in rows]
+    assert seen == [
+        ("onnxruntime", "dense", 1, 1),
+        ("onnxruntime", "int8", 1, 1),
+        ("onnxruntime", "dense", 1, 3),
+        ("onnxruntime", "int8", 1, 3),
+        ("torch", "dense", 1, 1),
+        ("torch", "dense", 1, 3),
+    ]
+    assert [row["float_compute_nodes"] for row in rows] == [4, 0, 4, 0, None, None]
+    assert [row["calls"] for row in rows] == [4] * 6
+    assert [row["speedup"] for row in rows if row["model"] == "dense"] == [1.0] * 4
+    for row in rows:
+        low, high = row["p50_interval_ms"]
+        assert low <= row["p50_ms"] <= high
+        if row["model"] == "int8":
+            gops = 2 * row["batch_size"] * 32 / (row["p50_ms"] * 1e6)
+            assert row["int8_peak_share"] == pytest.approx(gops / 100.0)
+        else:
+            assert row["int8_peak_share"] is None
+    json.dumps(rows)
+
+
+def test_torch_without_networks_is_left_out(tmp_path, caplog):
+    models = {"dense": float_network(tmp_path / "a.onnx")}
+    settings = RuntimeConfig(names=["torch"], threads=[1])
+    assert measure.latency(models, settings, (1, 4, 4)) == []
+    assert "runtime torch needs the networks themselves" in caplog.text

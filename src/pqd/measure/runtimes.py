@@ -110,7 +110,7 @@ class Torch:
         for module in network.modules():
             for name in list(getattr(module, "parametrizations", {})):  # e.g. masks
                 parametrize.remove_parametrizations(module, name)
-        self._model = self._prepare(network.to(memory_format=torch.channels_last))
+        self._model = network.to(memory_format=torch.channels_last)
 
     def bind(self, images: Array) -> Callable[[], object]:
         """See `Session`."""
@@ -123,17 +123,20 @@ class Torch:
         """See `Session`."""
         return self.bind(images)().numpy()  # type: ignore[attr-defined]
 
-    def _prepare(self, network: Any) -> Any:
-        return network
-
 
 class TorchCompiled(Torch):
     """PyTorch compiled by Inductor with the weights frozen, channels last."""
 
-    def _prepare(self, network: Any) -> Any:
+    def bind(self, images: Array) -> Callable[[], object]:
+        """See `Session`. Compiles, for the current number of threads."""
         import torch
+        from torch._inductor import config
 
-        return torch.compile(network, options={"freezing": True})
+        self._model = torch.compile(self._model)
+        call = super().bind(images)
+        with config.patch(freezing=True):  # as torch.compile's option it has no effect (2.13)
+            call()
+        return call
 
 
 RUNTIMES: dict[str, Callable[[Any, int], Session]] = {

@@ -1,0 +1,107 @@
+import json
+import platform
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from onnx import helper
+from PIL import Image
+
+from pqd.config import DatasetConfig, RuntimeConfig
+from pqd.errors import UserError
+from pqd.export.package import pack
+from pqd.measure import bench, conditions, predict, timings
+from tiny_onnx import float_network, int8_network, write
+
+QUICK = RuntimeConfig(threads=[1], min_calls=4, min_seconds=0.0, blocks=2)
+
+
+def test_bench_writes_a_record_beside_what_it_measures(tmp_path, monkeypatch, caplog):
+    for module in (timings, conditions):
+        monkeypatch.setattr(module, "int8_peak_gops", lambda threads: 100.0)
+    monkeypatch.setattr(platform, "node", lambda: "edge box/1")
+    run = tmp_path / "run"
+    run.mkdir()
+    int8_network(run / "model.onnx")
+    float_network(run / "dense.onnx")
+    pack(run / "model.onnx", tmp_path / "single.pqd")
+    written = bench.bench([run, tmp_path / "single.pqd"], QUICK)
+    assert written == [
+        run / "bench-edge_box_1.json",
+        tmp_path / "single.pqd.bench-edge_box_1.json",
+    ]
+    folder, single = (json.loads(path.read_text()) for path in written)
+    assert set(folder) == {"schema", "provenance", "latency", "accuracy_by_runtime"}
+    assert [row["model"] for row in folder["latency"]] == ["dense", "int8"]
+    assert [row["model"] for row in single["latency"]] == ["int8"]
+    assert single["latency"][0]["speedup"] is None
+    assert folder["accuracy_by_runtime"] == {}
+    assert "accuracy is not measured" in caplog.text
+
+
+def test_bench_measures_accuracy_where_the_data_set_is(tmp_path):
+    config = asdict(DatasetConfig(name="digits", root=""))
+    int8_network(tmp_path / "model.onnx")
+    assert bench._accuracies(tmp_path, QUICK) == {}
+    write(
+        tmp_path / "model.onnx",
+        [
+            helper.make_node("Flatten", ["input"], ["x"]),
+            helper.make_node("Gemm", ["x", "w"], ["logits"]),
+        ],
+        {"w": np.random.default_rng(0).standard_normal((64, 10)).astype(np.float32)},
+        size=8,
+        outputs=10,
+    )
+    (tmp_path / "result.json").write_text(json.dumps({"config": {"dataset": config}}))
+    found = bench._accuracies(tmp_path, QUICK)
+    assert list(found) == ["onnxruntime"]
+    assert 0.0 < found["onnxruntime"] < 40.0  # random weights
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("empty", "not the folder of a completed run"),
+        ("model.txt", "neither a run's folder nor an .onnx or .pqd file"),
+        ("missing.onnx", "does not exist"),
+    ],
+)
+def test_bench_refuses_before_it_measures(tmp_path, name, message):
+    good = int8_network(tmp_path / "good.onnx")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=message):
+        bench.bench([good, tmp_path / name], QUICK)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "good.onnx"]
+
+
+def test_predict_names_the_class_of_images(tmp_path):
+
+    model, package = int8_network(tmp_path / "model.onnx"), tmp_path / "model.pqd"
+    pack(model, package)
+    dark, light = tmp_path / "dark.png", tmp_path / "light.jpg"
+    Image.new("RGB", (9, 5), (10, 10, 10)).save(dark)
+    Image.new("L", (4, 4), 250).save(light)
+    found = predict.predict(model, [dark, light])
+    assert [(path, name) for path, name, _ in found] == [(dark, "dark"), (light, "light")]
+    # (10 / 255 - 0.5) / 0.5 is 92 steps of 0.01 below 0; times 16 weights of 0.64.
+    logit = np.clip(np.rint(0.92 * 16 * 0.64 / 0.1), -128, 127) * 0.1
+    assert found[0][2] == pytest.approx(1 / (1 + np.exp(-2 * logit)), rel=1e-6)
+    assert predict.predict(package, [dark, light]) == found
+
+
+def test_predict_says_what_is_wrong(tmp_path):
+    model = int8_network(tmp_path / "model.onnx")
+    text = tmp_path / "text.png"
+    text.write_text("no image")
+    foreign = int8_network(tmp_path / "foreign.onnx", metadata=None)
+    garbage = tmp_path / "garbage.onnx"
+    garbage.write_bytes(b"garbage" * 10)
+    for bad in (foreign, garbage):
+        with pytest.raises(UserError, match=r"is no model\.onnx or model\.pqd written by pqd"):
+            predict.predict(bad, [text])
+    with pytest.raises(UserError, match=r"missing\.onnx cannot be read"):
+        predict.predict(tmp_path / "missing.onnx", [text])
+    for image in (text, tmp_path / "missing.png"):
+        with pytest.raises(UserError, match=f"{image.name} cannot be read as an image"):
+            predict.predict(model, [image])
