@@ -150,10 +150,9 @@ class Walk:
         """Codes weights [rows, columns], given contexts of zeros and signed neighbours."""
         decoding = self.coder.decoding
         symbols = None if decoding else (weights != 0).ravel()
-        nonzero = self._symbols(self.zeros, contexts.ravel(), symbols).reshape(weights.shape)
+        symbols = self._symbols(self.zeros, contexts.ravel(), symbols)
+        nonzero = symbols.astype(bool).reshape(weights.shape)
         index = np.flatnonzero(nonzero)
-        per_row = np.count_nonzero(nonzero, axis=1)
-        row = np.repeat(np.arange(len(per_row)), per_row)
         expected = near.ravel()[index]
         negative = expected < 0
         if decoding:
@@ -162,14 +161,15 @@ class Walk:
             values = weights.ravel()[index].astype(np.int16)
             symbols = np.abs(values) - 1
             symbols[(values < 0) != negative] += MAGNITUDES
-        contexts = predictor.value_contexts(part[0], row, np.abs(expected))
+        per_row = np.count_nonzero(nonzero, axis=1)
+        contexts = predictor.value_contexts(part[0], per_row, np.abs(expected))
         symbols = self._symbols(self.values, contexts, symbols)
         magnitude = symbols % MAGNITUDES + 1
         if decoding:
             flat = np.zeros(weights.size, np.int8)
             flat[index] = np.where((symbols >= MAGNITUDES) != negative, -magnitude, magnitude)
             weights[:] = flat.reshape(weights.shape)
-        predictor.add(*part, row, index - row * weights.shape[1], magnitude)
+        predictor.add(*part, nonzero, magnitude)
 
     def _symbols(
         self, table: ZeroTable | ValueTable, contexts: NDArray[np.uint8], symbols: NDArray | None

@@ -69,37 +69,37 @@ class Predictor:
         return contexts
 
     def value_contexts(
-        self, rows: slice, row: Integers, near: NDArray[np.int16]
+        self, rows: slice, per_row: Integers, near: NDArray[np.int16]
     ) -> NDArray[np.uint8]:
-        """Returns the contexts [n] of the values of non-zeros.
+        """Returns the contexts [n] of the values of non-zeros, which come row by row.
 
         Args:
             rows: the rows to predict.
-            row: the index of each non-zero in these rows [n].
-            near: the magnitude of the weighted sum of its neighbours [n].
+            per_row: how many non-zeros each row has [rows].
+            near: the magnitude of the weighted sum of each non-zero's neighbours [n].
         """
         sums = self.row_magnitude[rows] * 16 + TRUST_VALUES * self._mean()
         mean = np.clip(sums // (self.row_nonzeros[rows] + TRUST_VALUES), 16, 128 * 16)
         level = np.clip(LOG2[mean] // VALUE_STEP - 64 // VALUE_STEP, 0, VALUE_LEVELS - 1)
-        contexts = (level * (len(VALUE_NEIGHBOURS) + 1)).astype(np.uint8)[row]
+        contexts = np.repeat((level * (len(VALUE_NEIGHBOURS) + 1)).astype(np.uint8), per_row)
         for ratio in VALUE_NEIGHBOURS:
-            contexts += near >= ((ratio * mean + 63) // 64).astype(np.int16)[row]
+            contexts += near >= np.repeat(((ratio * mean + 63) // 64).astype(np.int16), per_row)
         return contexts
 
     def add(
-        self, rows: slice, columns: slice, row: Integers, column: Integers, magnitude: Integers
+        self, rows: slice, columns: slice, nonzero: NDArray[np.bool_], magnitude: NDArray
     ) -> None:
-        """Counts a coded rectangle, given its non-zeros by row, column and magnitude [n]."""
-        height, width = rows.stop - rows.start, columns.stop - columns.start
-        self.weights += height * width
-        self.nonzeros += len(row)
-        self.magnitude += int(magnitude.sum())
-        self.row_weights[rows] += width
-        self.row_nonzeros[rows] += np.bincount(row, minlength=height)
-        sums = np.bincount(row, magnitude, minlength=height)  # exact: integers below 2**53
-        self.row_magnitude[rows] += sums.astype(np.int64)
-        self.column_weights[columns] += height
-        self.column_nonzeros[columns] += np.bincount(column, minlength=width)
+        """Counts what was coded: where it is not zero [rows, columns], and magnitudes there [n]."""
+        per_row = np.count_nonzero(nonzero, axis=1)
+        sums = np.concatenate([[0], np.cumsum(magnitude, dtype=np.int64)])
+        self.weights += nonzero.size
+        self.nonzeros += len(magnitude)
+        self.magnitude += int(sums[-1])
+        self.row_weights[rows] += nonzero.shape[1]
+        self.row_nonzeros[rows] += per_row
+        self.row_magnitude[rows] += np.diff(sums[np.cumsum(per_row)], prepend=0)
+        self.column_weights[columns] += nonzero.shape[0]
+        self.column_nonzeros[columns] += np.count_nonzero(nonzero, axis=0)
 
     def _mean(self) -> int:
         """Returns the mean magnitude of non-zeros, in 1/16."""

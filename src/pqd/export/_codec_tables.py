@@ -26,6 +26,14 @@ BUCKETS = np.array([1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 127, 128, 129]
 _SIZES = np.diff(BUCKETS)
 _STARTS = BUCKETS[:-1] - 1
 
+# What is expected of a level [levels, symbols] before anything was observed, rounded when used. A
+# test shows that no entry is near a rounding tie, so that every machine starts alike.
+_ODDS = np.exp2((np.arange(ZERO_LEVELS) - ZERO_LEVELS // 2) * ZERO_STEP / 16)
+ZERO_PRIOR = 4 * UNIT * np.stack([1 / (1 + _ODDS), _ODDS / (1 + _ODDS)], axis=1)
+_MEAN = np.exp2(np.arange(VALUE_LEVELS) * VALUE_STEP / 16)
+_TAIL = np.exp(-(BUCKETS - 1) / _MEAN[:, None])  # of a geometric distribution of magnitudes
+VALUE_PRIOR = 4 * UNIT * np.tile(_TAIL[:, :-1] - _TAIL[:, 1:], 2)  # buckets with either sign
+
 
 class ZeroTable:
     """Symbols: 0 where a weight is zero, 1 elsewhere."""
@@ -34,9 +42,7 @@ class ZeroTable:
 
     def __init__(self) -> None:
         """Starts from what the level of a context says."""
-        odds = np.exp2((np.arange(ZERO_LEVELS) - ZERO_LEVELS // 2) * ZERO_STEP / 16)
-        share = odds / (1 + odds)
-        self.counts = prior(np.stack([1 - share, share], axis=1), ZERO_CONTEXTS, 4)
+        self.counts = _start(ZERO_PRIOR, ZERO_CONTEXTS)
 
     def frequencies(self, contexts: Integers) -> NDArray[np.float64]:
         """Returns the frequencies [contexts, alphabet]."""
@@ -57,11 +63,8 @@ class ValueTable:
     alphabet = 2 * MAGNITUDES
 
     def __init__(self) -> None:
-        """Starts from a geometric distribution of magnitudes with the mean that the level says."""
-        mean = np.exp2(np.arange(VALUE_LEVELS) * VALUE_STEP / 16)
-        tail = np.exp(-(BUCKETS - 1) / mean[:, None])
-        buckets = np.tile(tail[:, :-1] - tail[:, 1:], 2) / 2
-        self.counts = prior(buckets, VALUE_CONTEXTS, 8)  # by context, of buckets with either sign
+        """Starts from what the level of a context says."""
+        self.counts = _start(VALUE_PRIOR, VALUE_CONTEXTS)  # of buckets with either sign
         self.shape = np.full(MAGNITUDES, 10 * UNIT)  # of magnitudes within buckets, in any context
 
     def frequencies(self, contexts: Integers) -> NDArray[np.float64]:
@@ -81,10 +84,9 @@ class ValueTable:
         self.shape = _faded(self.shape[None], SHAPE_MEMORY)[0]
 
 
-def prior(probabilities: NDArray[np.float64], contexts: int, observations: int) -> Integers:
-    """Returns frequencies [contexts, alphabet] as if so many symbols had been observed."""
-    frequencies = np.rint(probabilities * observations * UNIT).astype(np.int64)
-    return np.repeat(np.maximum(frequencies, 1), contexts // len(frequencies), axis=0)
+def _start(prior: NDArray[np.float64], contexts: int) -> Integers:
+    frequencies = np.maximum(np.rint(prior), 1).astype(np.int64)
+    return np.repeat(frequencies, contexts // len(frequencies), axis=0)
 
 
 def _faded(frequencies: Integers, observations: int) -> Integers:

@@ -36,7 +36,7 @@ SMALL, RATIO = 2**24, 1000  # bytes of the model: at most SMALL + RATIO * bytes 
 BLOCKS, BLOCK_CODES = 2**9, 2**22  # at most; a larger tensor is cut into blocks of rows
 LEAST_CODES = 2**8  # fewer stay in the rest
 SIDE = 2**16  # rows or columns of a block at most
-KERNEL = 2**6  # positions in a kernel at most; a larger one is laid out as columns
+KERNEL = 49  # positions in a kernel at most; a larger one is laid out as columns
 BEST_ZSTD = 2**23  # bytes up to which the best zstd level takes seconds at most
 
 Place = tuple[int, tuple[int, int, int, int]]

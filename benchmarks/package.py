@@ -1,0 +1,90 @@
+"""Size of a package against the Shannon floor and zstd; time and memory of packing and unpacking.
+
+Without arguments, weights of ResNet-18's shapes (11.2 M) are drawn at random at four sparsities:
+the worst case for a context model, whose gain shows on trained networks only.
+
+    python benchmarks/package.py [MODEL.onnx ...]
+"""
+
+import multiprocessing
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import zstandard
+
+RESNET18 = [(64, 3, 3, 3), *[(64, 64, 3, 3)] * 4, (10, 512)]
+for wide in (128, 256, 512):
+    RESNET18 += [(wide, wide // 2, 3, 3), (wide, wide // 2, 1, 1), *[(wide, wide, 3, 3)] * 3]
+
+
+def write_random_model(path: Path, sparsity: float) -> None:
+    """Writes an ONNX file whose INT8 weights are independent draws."""
+    from onnx import helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    initializers = []
+    for index, shape in enumerate(RESNET18):
+        codes = np.rint(rng.laplace(0, 20, shape)).clip(-127, 127).astype(np.int8)
+        codes[rng.random(shape) < sparsity] = 0
+        initializers.append(numpy_helper.from_array(codes, f"weight{index}"))
+    graph = helper.make_graph([], "resnet18", [], [], initializers)
+    path.write_bytes(helper.make_model(graph).SerializeToString())
+
+
+def peak_memory() -> int:
+    """Peak resident memory of this process in bytes (of Linux; `ru_maxrss` would be inherited)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+def measure(model: Path, folder: Path) -> tuple[int, int, float, float, int]:
+    """Packs and unpacks in a fresh process.
+
+    Returns:
+        Floor and package in bytes, seconds to pack and to unpack, peak memory in bytes beyond
+        that of the imported libraries and of the model itself.
+    """
+    from pqd.export.package import floor_bytes, pack, unpack
+
+    before = peak_memory()
+    package, restored = folder / "model.pqd", folder / "restored.onnx"
+    start = time.perf_counter()
+    size = pack(model, package)
+    packed = time.perf_counter()
+    unpack(package, restored)
+    unpacked = time.perf_counter()
+    memory = peak_memory() - before - model.stat().st_size
+    assert restored.read_bytes() == model.read_bytes()
+    return floor_bytes(model), size, packed - start, unpacked - packed, memory
+
+
+def main() -> None:
+    """Prints one row per model."""
+    spawn = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        models = [Path(argument) for argument in sys.argv[1:]]
+        for sparsity in () if models else (50, 80, 90, 95):
+            models.append(folder / f"random {sparsity} %.onnx")
+            write_random_model(models[-1], sparsity / 100)
+        print("| model | ONNX | floor | package | of floor | (package - 20 kB) / floor ", end="")
+        print("| zstd-19 of floor | pack | unpack | peak memory beyond the model |")
+        print("|---" * 10 + "|")
+        for model in models:
+            with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+                floor, size, pack, unpack, memory = pool.submit(measure, model, folder).result()
+            zstd = len(zstandard.ZstdCompressor(level=19).compress(model.read_bytes()))
+            print(
+                f"| {model.stem} | {model.stat().st_size} | {floor} | {size} | {size / floor:.4f} "
+                f"| {(size - 20_000) / floor:.4f} | {zstd / floor:.4f} | {pack:.2f} s "
+                f"| {unpack:.2f} s | {memory / 1e6:.0f} MB |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
