@@ -1,0 +1,106 @@
+"""Small sweeps of train.py, started as a user starts them, and what two of them have in common."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from pqd.cache import Cache, file_digest
+
+TRAIN = Path(__file__).parents[1] / "train.py"
+SMALL = (
+    "experiment=demo",
+    "hydra/sweeper=waves",
+    "dataset.train_limit=128",
+    "train.epochs={baseline: 3, prune: 2, quantize: 2, distill: 2}",
+    "logger=none",
+    "runtime.threads=[1]",
+    "runtime.min_calls=2",
+    "runtime.min_seconds=0",
+    "runtime.blocks=2",
+)
+EPOCHS = {"baseline": 3, "prune": 2, "quantize": 2, "distill": 2}
+SIX = "order=glob(*)"
+# Three jobs in two waves, and fewer models to export than in three of the six orders.
+THREE = "order=partial/none,partial/p,partial/d"
+
+# What two runs of one configuration may differ in: times, places, and who trained a stage.
+_VOLATILE = {"seconds", "images_per_s", "cached", "latency", "provenance", "output_dir", "cache"}
+
+
+def start(folder, *arguments, name="sweep", cache="cache"):
+    """Starts a sweep in its own process group; its output goes to `<folder>/<name>.log`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    places = (f"cache.dir={folder / cache}", f"hydra.sweep.dir={folder / name}")
+    with (folder / f"{name}.log").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, TRAIN, "-m", *SMALL, *places, *arguments],
+            cwd=folder,
+            # Sums are rounded differently with another number of threads.
+            env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def finish(process, folder, name="sweep"):
+    """Waits for a sweep to end well."""
+    assert process.wait() == 0, (folder / f"{name}.log").read_text()[-4000:]
+
+
+def records(sweep):
+    """The results of a sweep, by the names of the runs."""
+    found = [json.loads(path.read_text()) for path in sweep.glob("*/result.json")]
+    assert len({record["name"] for record in found}) == len(found)
+    return {record["name"]: record for record in found}
+
+
+def figures(sweep):
+    """All that must not depend on when, where and in how many pieces a sweep ran."""
+    return {name: _stable(record) for name, record in records(sweep).items()}
+
+
+def _stable(value):
+    if isinstance(value, dict):
+        return {key: _stable(item) for key, item in value.items() if key not in _VOLATILE}
+    return [_stable(item) for item in value] if isinstance(value, list) else value
+
+
+def damaged_files(sweep):
+    """Files of the runs that are not what the results say."""
+    return [
+        path
+        for result in sweep.glob("*/result.json")
+        for name, file in json.loads(result.read_text())["files"].items()
+        if file_digest(path := result.with_name(name)) != file["sha256"]
+    ]
+
+
+def entries(cache):
+    """The sound entries of a cache: what each is, by its key; a damaged one is an error."""
+
+    def refuse(line):
+        raise AssertionError(line)
+
+    return {entry.key: entry.label for entry in Cache(cache, say=refuse).entries()}
+
+
+def leftovers(folder):
+    """What a finished sweep must not leave behind: unfinished work, and locks that are held."""
+    patterns = ("*.partial", "*.checkpoint", "*.part", "*.tmp")
+    found = [str(path) for pattern in patterns for path in folder.rglob(pattern)]
+    for path in folder.rglob("*.lock"):
+        with path.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                found.append(f"{path} is held")
+    return found
+
+
+def epochs_trained(log):
+    """How many epochs a sweep's output reports."""
+    return sum(line.split()[1:2] == ["epoch"] for line in log.read_text().splitlines())
