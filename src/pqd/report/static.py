@@ -85,7 +85,9 @@ def _draw(ax: Any, f: Frontier, title: str) -> None:
     ax.xaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_locator(MaxNLocator(5))
     ax.grid(linewidth=0.4, color="0.85", zorder=0)
-    ax.set_title(title, fontsize=8, y=1.0)  # a fixed place costs no measuring
+    ax.set_title(title, fontsize=8, y=1.0)  # fixed places cost no measuring
+    ax.xaxis.set_label_coords(0.5, -0.13)
+    ax.yaxis.set_label_coords(-0.155, 0.5)
     ax.set_ylabel("test accuracy (%)")
     if f.condition is None:
         ax.set_xlabel("package size (MiB)")
