@@ -145,7 +145,8 @@ def test_torch_runs_without_masks_and_restores_its_threads():
     expected = network(torch.from_numpy(images)).detach()
     session = runtimes.Torch(network, 1)
     torch.testing.assert_close(torch.from_numpy(session(images)), expected)
-    assert nn.utils.parametrize.is_parametrized(network[0])  # the caller's is as it was
+    torch.testing.assert_close(network(torch.from_numpy(images)), expected)  # as it was
+    assert nn.utils.parametrize.is_parametrized(network[0])
     assert not nn.utils.parametrize.is_parametrized(session._model[0])
     before = torch.get_num_threads()
     with runtimes.torch_threads(1):
