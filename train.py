@@ -13,11 +13,11 @@ config.register()
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
     """Composes, checks and runs one configuration; Hydra calls it once per job of a sweep."""
-    settings = config.parse(cfg)
-    from pqd import pipeline  # slow to import: a mistake in the configuration need not wait
+    with sweep.job(cfg):
+        settings = config.parse(cfg)
+        from pqd import pipeline  # slow to import: a mistake in the configuration need not wait
 
-    pipeline.run(settings, Path(settings.output_dir))
-    sweep.after_job()
+        pipeline.run(settings, Path(settings.output_dir))
 
 
 if __name__ == "__main__":

@@ -125,4 +125,4 @@ def _cache(arguments: argparse.Namespace) -> None:
 def _dashboard(arguments: argparse.Namespace) -> None:
     from pqd.dashboard import create_dashboard
 
-    create_dashboard(arguments.target)
+    print(create_dashboard(arguments.target))

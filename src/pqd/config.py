@@ -153,7 +153,7 @@ class LoggerConfig:
     project: str = "pqd"
     entity: str | None = None
     group: str | None = None  # None: the sweep's folder
-    mode: str = "auto"  # auto (online when logged in), online, offline
+    mode: str = "auto"  # auto (WANDB_MODE, else online when logged in), online, offline
 
 
 @dataclass

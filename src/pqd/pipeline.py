@@ -64,7 +64,8 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
         finally:
             record["provenance"]["seconds"] = round(time.monotonic() - start, 2)
             write_json(folder / FILE, record)
-            tracker.finish(record, [folder / name for name in record["files"]])
+            shown = (folder / name for name in (artifact.MODEL, artifact.PACKAGE, FILE))
+            tracker.finish(record, [path for path in shown if path.exists()])
     make_console().print(stage_table(record))
     return record
 

@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from hydra.core.override_parser.types import Glob
 from hydra.errors import CompactHydraException, MissingConfigException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pqd.config import Config
-from pqd.errors import UserError, choices
+from pqd.errors import choices
+from pqd.record import FILE, SCHEMA, read_json, write_json
 
 CONF = "conf"
 REPORT_EVERY = 60.0  # seconds between two reports while a sweep runs; the last one is always made
@@ -29,6 +31,7 @@ REPORT_EVERY = 60.0  # seconds between two reports while a sweep runs; the last 
 _REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
 
 _folder: Path | None = None
+_job_failed = False
 
 
 class RememberFolder(Callback):
@@ -58,7 +61,7 @@ def launch(main: Callable[[], Any]) -> None:
         code = 1
     finally:
         failed = _finish(_folder) if _folder is not None and _folder.exists() else []
-    sys.exit(code or bool(failed))
+    sys.exit(code or bool(failed or _job_failed))
 
 
 def one_line(error: BaseException) -> str | None:
@@ -77,41 +80,75 @@ def one_line(error: BaseException) -> str | None:
     return None
 
 
-def after_job() -> None:
+@contextmanager
+def job(cfg: DictConfig) -> Iterator[None]:
+    """Around one job: a user's mistake is one line, and never without a `result.json`.
+
+    Errors do not reach Hydra, which would print more, but for our own bugs.
+    """
+    global _job_failed
+    try:
+        yield
+    except Exception as error:
+        line = one_line(error)
+        if line is None:
+            raise
+        _print_error(line)
+        _job_failed = True
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        if not (folder / FILE).exists():  # the run had not started
+            record = {"schema": SCHEMA, "name": folder.name, "config": OmegaConf.to_container(cfg)}
+            end = {"status": "failed", "reason": line, "stages": [], "final": None}
+            write_json(folder / FILE, record | end)
+    _after_job()
+
+
+def _after_job() -> None:
     """Rebuilds the report of the sweep the job is part of, unless that was done a moment ago."""
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
         sweep = Path(hydra.sweep.dir).absolute()
         report = sweep / "report.html"
         if not report.exists() or time.time() - report.stat().st_mtime > REPORT_EVERY:
-            _report(sweep)
+            _report(sweep, figures=False)
 
 
 def _finish(sweep: Path) -> list[str]:
-    """Ends a sweep: report, table, and the names of the jobs that failed."""
+    """Ends a sweep: report, table, W&B's summary, and the names of the jobs that failed."""
     from pqd.progress import comparison_table, make_console
-    from pqd.record import FILE, read_json
 
     results = [read_json(path) for path in sorted(sweep.glob(f"*/{FILE}"))]
-    _report(sweep)
-    failed = [r for r in results if r["status"] != "completed"]
+    failed = [result for result in results if result["status"] != "completed"]
     for result in failed:
         _print_error(f"{result['name']} {result['status']}: {result['reason']}")
+    if results:
+        _report(sweep)
+    if len(failed) < len(results):
+        _summarize(results, sweep)
     console = make_console()
     console.print(comparison_table(results))
-    console.print(
-        f"{len(results) - len(failed)} of {len(results)} runs completed; report: {sweep}/report.html"
-    )
+    done = len(results) - len(failed)
+    console.print(f"{done} of {len(results)} runs completed; folder: {sweep}", soft_wrap=True)
     return [result["name"] for result in failed]
 
 
-def _report(sweep: Path) -> None:
+def _report(sweep: Path, *, figures: bool = True) -> None:
     from pqd import report
 
-    try:
-        report.build([sweep], sweep)
-    except UserError as error:
-        _print_error(str(error))
+    report.build([sweep], sweep, figures=figures)
+
+
+def _summarize(results: list[dict[str, Any]], sweep: Path) -> None:
+    """Logs the sweep's frontier to W&B, where its runs went."""
+    from pqd import tracking
+    from pqd.report.load import load
+    from pqd.report.view import view
+
+    completed = next(result for result in results if result["status"] == "completed")
+    config = OmegaConf.to_object(OmegaConf.merge(Config, completed["config"]))
+    assert isinstance(config, Config)
+    if config.logger.name != "none":
+        tracking.log_sweep(config, sweep, view(load([sweep])))
 
 
 def check_globs(arguments: list[str], conf: Path) -> None:

@@ -1,0 +1,164 @@
+"""The public commands, in processes of their own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pqd.sweep import one_line
+
+ROOT = Path(__file__).parents[1]
+PQD = [sys.executable, "-c", "from pqd.cli import main; main()"]
+TINY = [
+    "experiment=demo",
+    "logger=none",
+    "dataset.train_limit=64",
+    "train.epochs={baseline:1,prune:1,quantize:1,distill:1}",
+    "train.device=cpu",
+    "quantize.calibration_batches=1",
+    "runtime.threads=[1]",
+    "runtime.min_calls=2",
+    "runtime.min_seconds=0",
+    "runtime.blocks=2",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("commands")
+
+
+def command(folder, *arguments):
+    """The training command, writing below `folder`."""
+    places = [f"cache.dir={folder}/cache"]
+    if "-m" not in arguments:
+        places.append(f"hydra.run.dir={folder}/run")
+    return [sys.executable, "train.py", *TINY, *places, *arguments]
+
+
+def call(line, **options):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, **options
+    )
+
+
+def results(folder):
+    return [json.loads(path.read_text()) for path in sorted(folder.rglob("result.json"))]
+
+
+@pytest.mark.slow
+class TestTrain:
+    @pytest.fixture(scope="class")
+    def done(self, folder):
+        return call(command(folder, "order=pqd"))
+
+    def test_a_run_ends_with_its_artifact(self, folder, done):
+        assert done.returncode == 0, done.stderr
+        (record,) = results(folder / "run")
+        assert record["status"] == "completed"
+        assert [s["stage"] for s in record["stages"]] == [
+            "baseline",
+            "prune",
+            "quantize",
+            "distill",
+        ]
+        assert all((folder / "run" / name).exists() for name in ("model.onnx", "model.pqd"))
+        assert "epoch 1/1" in done.stdout  # plain lines where there is no terminal
+        assert "on the test split" in done.stdout
+
+    def test_its_model_packs_and_unpacks_and_predicts(self, folder, done):
+        model = folder / "run/model.onnx"
+        assert call([*PQD, "pack", model, folder / "m.pqd"]).returncode == 0
+        assert (folder / "m.pqd").read_bytes() == (folder / "run/model.pqd").read_bytes()
+        assert call([*PQD, "unpack", folder / "m.pqd", folder / "m.onnx"]).returncode == 0
+        assert (folder / "m.onnx").read_bytes() == model.read_bytes()
+        Image.new("L", (12, 9), 200).save(folder / "gray.png")
+        outputs = {
+            call([*PQD, "predict", m, folder / "gray.png"]).stdout
+            for m in (model, folder / "m.pqd")
+        }
+        (line,) = outputs
+        assert line.startswith(f"{folder}/gray.png: ")
+
+    def test_a_sweep_reuses_its_stages_and_survives_a_failing_job(self, folder, done):
+        sweep = folder / "sweep"
+        again = call(
+            command(folder, "-m", "order=pqd,partial/p", "train.lr.prune=0.05,1e30",
+                    f"hydra.sweep.dir={sweep}")
+        )  # fmt: skip
+        assert again.returncode == 1
+        assert "Traceback" not in again.stderr
+        found = results(sweep)
+        assert [r["status"] for r in found] == ["completed", "failed", "completed", "failed"]
+        assert [s["cached"] for s in found[0]["stages"]] == [True] * 4
+        assert "2 of 4 runs completed" in again.stdout
+        assert again.stderr.count("failed: stage prune: the loss became nan in epoch 1 of 1") == 2
+        assert (sweep / "report.html").exists()
+
+    def test_the_cache_is_listed_and_pruned(self, folder, done):
+        listed = call([*PQD, "cache", "ls", "--dir", folder / "cache"])
+        assert "resnet20_digits_pqd_s0.9_seed0 distill" in listed.stdout
+        kept = call([*PQD, "cache", "prune", "--dir", folder / "cache", "--days", "1"])
+        assert kept.stdout.startswith("0 entries")
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("arguments", "line"),
+        [
+            (["order=pdp"], "pqd: order=pdp is unknown (did you mean qpd?); choose from: "),
+            (["-m", "order=glob(typo*)"], "pqd: order=glob(typo*) is unknown; choose from: "),
+            (["prune.sparsity=1.5"], "pqd: prune.sparsity=1.5 is outside [0, 1)"),
+            (["train.epoch.prune=1"], "Did you mean train.epochs.prune?"),
+        ],
+    )
+    def test_one_line_and_exit_code(self, folder, arguments, line):
+        done = call(command(folder, *arguments))
+        assert done.returncode == 1
+        assert line in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+    def test_a_folder_that_cannot_be_written(self, folder):
+        (folder / "file").write_text("")
+        done = call([*command(folder, "order=pqd"), f"hydra.run.dir={folder}/file/run"])
+        assert done.returncode == 1
+        assert done.stderr.strip() == f"pqd: {folder}/file/run: Not a directory"
+
+    def test_a_full_disk_is_one_line_and_a_bug_is_not(self):
+        error = OSError(28, "No space left on device", "/data/cache/x")
+        assert one_line(error) == "/data/cache/x: No space left on device"
+        assert one_line(KeyError("x")) is None
+        assert one_line(OSError(5, "Input/output error")) is None
+
+    def test_unknown_files(self, folder):
+        done = call([*PQD, "unpack", folder / "none.pqd", folder / "x.onnx"])
+        assert done.returncode == 1
+        assert "none.pqd" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_is_finished(tmp_path):
+    line = command(tmp_path, "order=pqd", "train.epochs.prune=1000")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        for shown in process.stdout:
+            if shown.startswith("prune"):
+                break
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error.strip().startswith("pqd: interrupted; finished stages are kept")
+    (record,) = results(tmp_path / "run")
+    assert record["status"] == "interrupted"
+    assert [s["stage"] for s in record["stages"]] == ["baseline"]
