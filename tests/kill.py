@@ -59,7 +59,9 @@ def check(place, reference, kills):
     # One entry per key, and the same keys: a stage trained twice would have two.
     assert sweeps.entries(place / "cache") == sweeps.entries(reference / "cache")
     assert sweeps.leftovers(place) == []
-    trained, needed = (sweeps.epochs_trained(p / "sweep.log") for p in (place, reference))
+    trained, needed = (
+        sweeps.epochs_trained((p / "sweep.log").read_text()) for p in (place, reference)
+    )
     assert trained <= needed + kills, "a stage did not go on from its last epoch"
     return trained - needed
 

@@ -190,7 +190,7 @@ def test_waves_part_what_the_cache_parts(reference):
         cfg = OmegaConf.load(result.parent / ".hydra" / "config.yaml")
         keys = [stage["key"] for stage in json.loads(result.read_text())["stages"]]
         pairs |= set(zip(entries(cfg), keys, strict=False))
-    assert len(pairs) == len(dict(pairs)) == len({key for _, key in pairs}) == 3
+    assert len(pairs) == len(dict(pairs)) == len({key for _, key in pairs}) == 4
 
 
 @pytest.mark.slow
@@ -209,7 +209,7 @@ def test_two_sweeps_at_once_through_two_launchers(tmp_path, reference):
         assert sweeps.damaged_files(tmp_path / name) == []
         for record in sweeps.records(tmp_path / name).values():
             trained.update(s["key"] for s in record["stages"] if not s["cached"])
-    assert sorted(trained.values()) == [1, 1, 1]
+    assert sorted(trained.values()) == [1, 1, 1, 1]
     assert sweeps.entries(tmp_path / "cache") == sweeps.entries(reference / "cache")
     assert sweeps.leftovers(tmp_path) == []
 

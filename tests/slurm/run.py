@@ -1,0 +1,105 @@
+"""The six orders of the demo on a real Slurm of one node, with jobs preempted in the middle.
+
+    python tests/slurm/run.py
+
+As root, on Debian or Ubuntu; installs slurm-wlm and munge where they are missing. Runs the sweep
+on this machine, then on Slurm through conf/hydra/launcher/slurm_gpu.yaml with a cache of its own.
+There, jobs that have a stage under way are requeued, in turn as by a scheduler that preempts them
+and as by their time limit. Both sweeps must end in the same results, and no job may have waited
+for another one's stage. The daemons are stopped and all files removed at the end.
+"""
+
+import argparse
+import itertools
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from cluster import PARTITION, Cluster
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import small_sweeps as sweeps
+
+LAUNCHER = (
+    "hydra/launcher=slurm_gpu",
+    f"hydra.launcher.partition={PARTITION}",
+    "hydra.launcher.cpus_per_task=1",
+    "hydra.launcher.mem_gb=null",  # the node does not divide its memory
+)
+# SIGTERM, then SIGKILL; and the signal before a time limit, on which submitit requeues the job.
+PREEMPTIONS = (("scontrol", "requeue"), ("scancel", "--signal=USR2"))
+
+
+def preempt(cluster, sweep, cache, times, pause):
+    """Requeues running jobs while the sweep runs; returns how often it came to that."""
+    ways = itertools.islice(itertools.cycle(PREEMPTIONS), times)
+    done = 0
+    for way in ways:
+        while not (job := busy_job(cluster, cache)):
+            if sweep.poll() is not None:
+                return done
+            time.sleep(0.1)
+        restarts = cluster.jobs()[job]["Restarts"]
+        cluster.ask(*way, job)
+        print(f"{' '.join(way)} {job}", flush=True)
+        end = time.monotonic() + 60
+        while cluster.jobs()[job]["Restarts"] == restarts:
+            assert time.monotonic() < end, f"job {job} was not requeued: {cluster.jobs()[job]}"
+            time.sleep(0.2)
+        done += 1
+        time.sleep(pause)
+    return done
+
+
+def busy_job(cluster, cache):
+    """A running job, if some stage is under way: the one that has run for longest."""
+    if not any(cache.glob("*.checkpoint")):
+        return None
+    running = {j: f["RunTime"] for j, f in cluster.jobs().items() if f["JobState"] == "RUNNING"}
+    return max(running, key=running.__getitem__, default=None)
+
+
+def check(local, slurm, preempted, jobs):
+    """Compares the two sweeps."""
+    assert sweeps.figures(slurm / "sweep") == sweeps.figures(local / "sweep")
+    assert sweeps.damaged_files(slurm / "sweep") == []
+    assert sweeps.entries(slurm / "cache") == sweeps.entries(local / "cache")
+    assert sweeps.leftovers(slurm) == []
+    assert {fields["JobState"] for fields in jobs.values()} == {"COMPLETED"}
+    logs = [path.read_text() for path in (slurm / "sweep" / ".submitit").rglob("*.out")]
+    assert not any("waiting" in log for log in logs), "a job waited for another one's stage"
+    trained, needed = (
+        sum(map(sweeps.epochs_trained, logs)),
+        sweeps.epochs_trained(local / "sweep.log"),
+    )
+    assert needed <= trained <= needed + preempted, "a stage did not go on from its last epoch"
+    return trained - needed
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preemptions", type=int, default=6)
+    parser.add_argument("--pause", type=float, default=5, help="seconds between two of them")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="pqd-slurm-") as name:
+        folder = Path(name)
+        local, slurm, state = folder / "local", folder / "slurm", folder / "cluster"
+        state.mkdir()
+        with Cluster(state, os.cpu_count()) as cluster:
+            begun = time.monotonic()
+            sweeps.finish(sweeps.start(local, sweeps.SIX), local)
+            print(f"on this machine: {time.monotonic() - begun:.0f} s", flush=True)
+            begun = time.monotonic()
+            process = sweeps.start(slurm, sweeps.SIX, *LAUNCHER)
+            preempted = preempt(cluster, process, slurm / "cache", given.preemptions, given.pause)
+            sweeps.finish(process, slurm)
+            print(f"on Slurm: {time.monotonic() - begun:.0f} s", flush=True)
+            jobs = cluster.jobs()
+        repeated = check(local, slurm, preempted, jobs)
+    print(f"{len(jobs)} jobs, {preempted} preemptions, {repeated} epochs repeated: no difference")
+
+
+if __name__ == "__main__":
+    main()
