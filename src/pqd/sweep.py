@@ -98,7 +98,7 @@ def job(cfg: DictConfig) -> Iterator[None]:
         folder = Path(HydraConfig.get().runtime.output_dir)
         if not (folder / FILE).exists():  # the run had not started
             record = {"schema": SCHEMA, "name": folder.name, "config": OmegaConf.to_container(cfg)}
-            end = {"status": "failed", "reason": line, "stages": [], "final": None}
+            end: dict[str, Any] = {"status": "failed", "reason": line, "stages": [], "final": None}
             write_json(folder / FILE, record | end)
     _after_job()
 
