@@ -10,9 +10,9 @@ anything else than a UserError (a crash in native code included) ends the script
 import argparse
 import faulthandler
 import hashlib
+import math
 import random
 import resource
-import struct
 import tempfile
 import time
 from collections import Counter
@@ -23,7 +23,8 @@ import zstandard
 from onnx import helper, numpy_helper
 
 from pqd.errors import UserError
-from pqd.export.package import HEADER, PLACE, START, pack, unpack_bytes
+from pqd.export.package import HEADER, START, pack, unpack_bytes
+from pqd.export.package_cuts import CODES, RECORD
 
 MEMORY = 200_000_000  # bytes beyond what is in use before the first mutant
 HANG = 60  # seconds
@@ -31,10 +32,11 @@ NUMBERS = (0, 1, 2, 255, 2**15, 2**16, 2**22, 2**24, 2**31 - 1, 2**31, 2**32 - 1
 
 
 def tiny_model() -> bytes:
-    """An ONNX file with a convolution, a linear layer and a float tensor."""
+    """An ONNX file with a convolution, a linear layer, scales and a product of them."""
     rng = np.random.default_rng(0)
-    tensors = {"scale": rng.normal(size=16).astype(np.float32)}
-    for name, shape in {"conv": (8, 8, 3, 3), "linear": (10, 32)}.items():
+    factor, scales = np.full(1, 0.3, np.float32), rng.random(16, np.float32)
+    tensors = {"factor": factor, "scales": scales, "products": factor * scales}
+    for name, shape in {"conv": (6, 6, 3, 3), "linear": (10, 26)}.items():
         codes = np.rint(rng.laplace(0, 20, shape)).clip(-127, 127)
         tensors[name] = (codes * (rng.random(shape) < 0.3)).astype(np.int8)
     initializers = [numpy_helper.from_array(value, name) for name, value in tensors.items()]
@@ -77,21 +79,22 @@ def lying_header(package: bytes, rng: random.Random) -> bytes:
     return HEADER.pack(*fields) + package[HEADER.size :]
 
 
-def lying_places(package: bytes, rng: random.Random) -> bytes:
-    """The package with a number in its list of weights replaced."""
+def lying_cuts(package: bytes, rng: random.Random) -> bytes:
+    """The package with numbers in its list of cuts replaced."""
     fields = list(HEADER.unpack_from(package))
     payload = package[START:]
-    rest = bytearray(zstandard.decompress(payload[: fields[4]]))
-    for _ in range(rng.choice((1, 1, 2, 4))):
-        place = rng.randrange(fields[2]) * PLACE.size
-        kind, at = rng.choice((("<Q", 0), ("<I", 8), ("<I", 12), ("<I", 16), ("<I", 20)))
-        number = rng.choice((*NUMBERS, 3, 8, 9, 10, 72, 320)) % 2 ** (8 * struct.calcsize(kind))
-        struct.pack_into(kind, rest, place + at, number)
+    text = zstandard.decompress(payload[: fields[4]])
+    records = [list(record) for record in RECORD.iter_unpack(text[: fields[2] * RECORD.size])]
+    for _ in range(rng.choice((1, 1, 1, 2, 4))):
+        record = rng.choice(records)
+        index = rng.randrange(6)
+        number = rng.choice((*NUMBERS, 3, 6, 9, 10, 16, 26, 260, record[index] + 1))
+        record[index] = number % 2**32 if index else number % 3
+    rest = text[fields[2] * RECORD.size :]
     if rng.random() < 0.5:  # a size that fits, so that the lie is not found at once
-        shapes = [shape for _, *shape in PLACE.iter_unpack(rest[: fields[2] * PLACE.size])]
-        codes = sum(a * b * c * d for a, b, c, d in shapes)
-        fields[3] = min(codes + len(rest) - fields[2] * PLACE.size, 2**64 - 1)
-    frame = zstandard.compress(bytes(rest))
+        sizes = [math.prod(r[2:]) if r[0] == CODES else 4 * r[2] for r in records]
+        fields[3] = min(sum(sizes) + len(rest), 2**64 - 1)
+    frame = zstandard.compress(b"".join(RECORD.pack(*record) for record in records) + rest)
     fields[4], old = len(frame), fields[4]
     return HEADER.pack(*fields) + package[HEADER.size : START] + frame + payload[old:]
 
@@ -119,9 +122,7 @@ def main() -> None:
         in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (in_use + MEMORY, in_use + MEMORY))
         for number in range(options.count):
-            mutate = rng.choice(
-                (damaged, damaged, damaged, lying_header, lying_places, other_codes)
-            )
+            mutate = rng.choice((damaged, damaged, damaged, lying_header, lying_cuts, other_codes))
             mutant = mutate(package, rng)
             if mutate is not damaged or rng.random() < 1 / 3:
                 mutant = forged(mutant)

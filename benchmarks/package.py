@@ -77,6 +77,8 @@ def main() -> None:
         for model in models:
             with ProcessPoolExecutor(1, mp_context=spawn) as pool:
                 floor, size, pack, unpack, memory = pool.submit(measure, model, folder).result()
+            if not floor:
+                raise SystemExit(f"{model} has no INT8 weights")
             zstd = len(zstandard.ZstdCompressor(level=19).compress(model.read_bytes()))
             print(
                 f"| {model.stem} | {model.stat().st_size} | {floor} | {size} | {size / floor:.4f} "

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from pqd.errors import UserError
-from pqd.export import _codec_context, _codec_tables, package
-from pqd.export.package import HEADER, PLACE, START, floor_bytes, pack, unpack, unpack_bytes
+from pqd.export import _codec_context, _codec_tables, package_cuts
+from pqd.export.package import HEADER, START, floor_bytes, pack, unpack, unpack_bytes
+from pqd.export.package_cuts import CODES, PRODUCT, RECORD
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,7 +55,7 @@ def packed(tmp_path):
 
 def forge(path, payload=None, **fields):
     """Rewrites header fields and payload with a checksum that fits."""
-    names = ("magic", "version", "blocks", "size", "rest", "codes", "digest")
+    names = ("magic", "version", "cuts", "size", "text", "codes", "digest")
     content = path.read_bytes()
     header = dict(zip(names, HEADER.unpack_from(content), strict=True)) | fields
     start = HEADER.pack(*header.values())
@@ -62,9 +63,9 @@ def forge(path, payload=None, **fields):
     path.write_bytes(start + hashlib.sha256(start + payload).digest() + payload)
 
 
-def forge_places(path, size, places, rest=b"", codes=b""):
-    frame = zstandard.compress(b"".join(PLACE.pack(o, *s) for o, s in places) + rest)
-    forge(path, frame + codes, blocks=len(places), size=size, rest=len(frame), codes=len(codes))
+def forge_cuts(path, size, cuts, rest=b"", codes=b""):
+    frame = zstandard.compress(b"".join(RECORD.pack(*cut) for cut in cuts) + rest)
+    forge(path, frame + codes, cuts=len(cuts), size=size, text=len(frame), codes=len(codes))
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.95, 1.0])
@@ -129,10 +130,27 @@ def test_restores_tensors_cut_into_blocks(tmp_path, monkeypatch):
         laplace((50, 6, 3, 3), 0.5), laplace((100, 90), 0.5), laplace((9, 500), 0)
     )
     for name, value in {"BLOCK_CODES": 1000, "BLOCKS": 7, "SIDE": 300}.items():
-        monkeypatch.setattr(package, name, value)
+        monkeypatch.setattr(package_cuts, name, value)
     assert restored(tmp_path, content)
-    blocks = HEADER.unpack_from((tmp_path / "m.pqd").read_bytes())[2]
-    assert blocks == 7
+    assert HEADER.unpack_from((tmp_path / "m.pqd").read_bytes())[2] == 7
+
+
+def test_products_of_scales_are_not_stored(tmp_path):
+    rng = np.random.default_rng(0)
+    factors = rng.random(3, np.float32)
+    scales = rng.random((3, 200), np.float32)
+    both = [t for i in range(3) for t in (scales[i], scales[i] * factors[i])]
+    tensors = [*factors.reshape(3, 1), *both]
+    assert restored(tmp_path, model_bytes(*tensors))
+    with_products = (tmp_path / "m.pqd").stat().st_size
+    assert restored(tmp_path, model_bytes(*factors.reshape(3, 1), *scales))
+    assert with_products - (tmp_path / "m.pqd").stat().st_size < 3 * 40
+
+
+def test_numbers_that_machines_multiply_differently_are_stored(tmp_path):
+    scales = np.float32([np.nan, np.inf, 1e-40, -0.0, 0.0, 1, 2, 3])
+    assert restored(tmp_path, model_bytes(np.float32(0.5), scales, scales * np.float32(0.5)))
+    assert HEADER.unpack_from((tmp_path / "m.pqd").read_bytes())[2] == 0
 
 
 def test_same_model_gives_the_same_package(tmp_path, packed):
@@ -195,13 +213,12 @@ def test_every_truncation_and_every_damaged_byte_is_found(packed):
         ({"version": 2}, "has format 2; this pqd reads format 1"),
         ({"size": 2**63}, "claims to hold 9223372036854775808 bytes"),
         ({"size": 2**31 + 1}, "claims to hold"),
-        ({"blocks": 65535}, "claims to have parts"),
-        ({"blocks": 500}, "list of weights is truncated"),
-        ({"rest": 2**64 - 1}, "claims to have parts"),
+        ({"cuts": 65535}, "does not fit the package"),
+        ({"text": 2**64 - 1}, "claims to have parts"),
         ({"codes": 2**40}, "claims to have parts"),
-        ({"rest": 10}, "zstd frame is damaged"),
+        ({"text": 10}, "zstd frame is damaged"),
         ({"codes": 3}, "no whole number of words"),
-        ({"size": 1000}, "does not fit"),
+        ({"size": 900}, "does not fit the model"),
         ({"digest": bytes(32)}, "does not restore the model"),
     ],
 )
@@ -211,27 +228,28 @@ def test_forged_headers_are_refused(packed, fields, message):
         unpack_bytes(packed)
 
 
-CONV = (8, 8, 3, 3)  # 576 codes
-
-
 @pytest.mark.parametrize(
-    ("size", "places"),
+    ("size", "cuts", "message"),
     [
-        (1152, [(0, CONV), (0, CONV)]),  # overlap
-        (1152, [(576, CONV), (0, CONV)]),  # backwards
-        (576, [(2**63, CONV)]),  # outside
-        (0, [(0, (0, 8, 3, 3))]),  # empty
-        (9, [(0, (1, 1, 3, 3))]),  # too small to be worth it
-        (2**24, [(0, (2**12, 2**12, 1, 1))]),  # too large a block
-        (2**20, [(0, (2**17, 8, 1, 1))]),  # too many rows
-        (800, [(0, (2, 4, 10, 10))]),  # too large a kernel
-        (2**24, [(0, (2**32 - 1,) * 4)]),  # enormous
-        (577, [(0, CONV)]),  # a byte is missing
+        (2**24, [(CODES, 2**32 - 1, 8, 8, 3, 3)], "is damaged"),  # outside
+        (500, [(CODES, 0, 8, 8, 3, 3)], "is damaged"),  # outside
+        (0, [(CODES, 0, 0, 8, 3, 3)], "is damaged"),  # empty
+        (9, [(CODES, 0, 1, 1, 3, 3)], "is damaged"),  # too small to be worth it
+        (2**24, [(CODES, 0, 2**12, 2**12, 1, 1)], "is damaged"),  # too large a block
+        (2**20, [(CODES, 0, 2**17, 8, 1, 1)], "is damaged"),  # too many rows
+        (800, [(CODES, 0, 2, 4, 10, 10)], "is damaged"),  # too large a kernel
+        (2**24, [(CODES, 0, *[2**32 - 1] * 4)], "is damaged"),  # enormous
+        (577, [(CODES, 0, 8, 8, 3, 3)], "does not fit the model's size"),  # a byte is missing
+        (2**17, [(CODES, 0, 16, 16, 1, 1)] * 512 + [(CODES, 0, 1, 1, 1, 1)], "is damaged"),
+        (2**18, [(CODES, 0, 16, 16, 1, 1)] * 513, "is too long"),
+        (64, [(PRODUCT, 32, 8, 0, 1, 0)], "is damaged"),  # of what is not there before it
+        (64, [(PRODUCT, 32, 2**30, 0, 0, 0)], "is damaged"),  # enormous
+        (64, [(2, 32, 8, 0, 0, 0)], "is damaged"),  # of an unknown kind
     ],
 )
-def test_forged_places_are_refused(packed, size, places):
-    forge_places(packed, size, places)
-    with pytest.raises(UserError, match="list of weights"):
+def test_forged_cuts_are_refused(packed, size, cuts, message):
+    forge_cuts(packed, size, cuts)
+    with pytest.raises(UserError, match=f"the list of cuts {message}"):
         unpack_bytes(packed)
 
 
@@ -240,11 +258,11 @@ def test_declared_sizes_allocate_nothing(packed):
     assert frame[4] == 0x60  # one segment, content size in two bytes; now in eight:
     huge = bytes(frame[:4]) + b"\xe0" + struct.pack("<Q", 2**40) + bytes(frame[7:])
     assert zstandard.frame_content_size(huge) == 2**40
-    forge(packed, huge, rest=len(huge), codes=0, blocks=0, size=2**24)
+    forge(packed, huge, text=len(huge), codes=0, cuts=0, size=2**24)
     tracemalloc.start()
     with pytest.raises(UserError, match="claims a size that does not fit"):
         unpack_bytes(packed)
-    forge_places(packed, 2**22, [(0, (2048, 2048, 1, 1))], codes=bytes(range(256)) * 4)
+    forge_cuts(packed, 2**22, [(CODES, 0, 2048, 2048, 1, 1)], codes=bytes(range(256)) * 4)
     with pytest.raises(UserError):
         unpack_bytes(packed)
     assert tracemalloc.get_traced_memory()[1] < 100e6
@@ -297,18 +315,17 @@ def test_tables_are_the_same_on_every_machine():
 
 
 GOLDEN = (
-    "iBM5Q0RRF3AO!#b00000Q~&?~00000paK8@00000B>xHcOwzf>*?0UG$`+cT$g^y3zGZ-{C6dPhyB>$$ChaPC3V6*a"
-    "dIjXi!{S(HnqT-HcU6^4+jk01Zq*xbD77#BAYfer0CGeR7QpLY|9=R-?{6yh9t!%=%UvSDWRn!g1jqBS)T6m7Vc&|u"
-    "vEk<KCM~Xl;0)SIga7IO`2U|J|L_0gC<FkTDPEA5o6i8Sqf#pbg&j+0@MbxtR$<N$<4ZL*fUjRf(&*Sa54#NdELz-t"
-    "2{A%JMM52soOqA>hyBe-2RLE$zMG__-Mi-<$<4g1Tm2Vd;nncNjJ5kg$+4K-EMK*C689+Jg5*q;X^1IqoB_w-X&mq6"
-    "T1hx8XGaoc@XzBmdeRo{ZQAM-Z*w~~?c|U3*)Ma-B6X1(W;AU>n*_ZCpyfn+g!CTr%a_HVur!PqjWFCww_;N`%`xu}"
-    ";G-~f7-{FrBune1U&w010X0h_4-CV9J3LRL0Z<V4PAz0r(Tqf**UMymP=7BGtv@VIFNmok$~Z;qBhBBCIqVPu51zKS"
-    "TT54|V8zy}4S?DTkV=Vu&%Iq>S>&S_yFqx})#i&aXe#wEU_tOmyw{r&%`k%eSA@ICBMiiOV7Rl}5gL&nVBdM{=b{e|"
-    "=n9Eh(tk<|Mp1b*szzZo1h#OnAD|we+a>j1qr>vTMl0fi&eK~8{iE5QpdM7ukG+>O8d%g^SU8~E5ws(U1Rp?|TrA@9"
-    "Q@|2wL#A@fPoA%ZVGnBrdr0VBGf(gJ_$1O7(<=4*y;Ak^5GnqetN#b<HRK~H2z{>5i!G_fj;bC9%u5owrJPZi5=ntR"
-    "e|^LX{Nh75l@ewkF0Y>zMOX<d4#WltA_QCMGlfoUOf8G$Jj_j$<XM?t0=@Yqj&Oon<6d38o9Gte`tK8U0(WbRCzo66"
-    "If|a!V@M#fXM{=DcE_cSH(#$@q34s?lcgry?Mw*4FE#6%NLDw8e5FS6#xzG9Mr*&cDD_vXb$F{Pi@*=&Za|V4s~z;s"
-    "U$;Yl{Phwpy0BTgy+|{Ps)n|$nE`#g`VXN}J<a?OGv3)(C2HNA#+JKjLhOyp>PAx1!k&PCVre=p"
+    "iBM5Q0RRI4`~(0100000k^lez00000Bmw{c00000UtgI3(r7K|;%`pWU>W9=Zi&nP_g4_ixW5*?diDO^0zo$uhd-X%"
+    ">G|*cV&vsApNJNg8Sd=&UTvYk4HlUKD77#BAh%5f0OH6TAdpQ5_{(NyKEus=tGio1U&sDvEj9wj07tC!3l7<Pr%0Vs"
+    "a-AM6tE;Bz|55f!^>6TR@9+MT+b~-TTt-&Og`L`64jy=JHUO`J&52gZl$i+*LVHO=5TAno{|7#Z<GTO+pOXKN|HJ=!"
+    "`k((3|B(j=0DG$5J91!azyx$NF9e7pyGo-{D+GldOK0$AIi^-&&JW{DH8y~+UqsUA*g6lp4Eiiu+<pl$LP14B9g&=P"
+    "kNb!H%}ED1Vf4P6q@~@v=N-w-ysTUO7h&Pm@WYI?`$5UEnB6R2wRIBrDByzROq6MeDQ=tr$Kh!l@8w!aI4oyJ5@qnu"
+    "<2HKI7VT}?>J)EtJ2vg)kM-FvbIKxhks4++Z9|&`y#%1;M0<qv9`ehV#h|b>j2MkD+)B4%Q#j2r?+@UkFmxDc=gTBZ"
+    ">!n}FYQq6FOCt{q!+$$GPon`)5cf_kWL43OM55QrWPMP7FA=RjEKV<osUpfaMe8HY-;g=%5CRXLwzpeLSE*pd)~gMG"
+    "+6s_LiGI($U0_+{qZqqEc-__Ji!o>_^)O&T@JPJZn-a}1g8V)tqRE{$aG?*>NViiL4_S`ENBvYtYFeqP^imeO5-aCz"
+    "I?G0|wJ9Yt^szw4a!6?RD7NVzh};Trj^_n__{YLcLrMMcdpSPd?3nw|SosQy-A1Zb{WE)w9}B_`RNnq_Bqdk{W2SU#"
+    "nG+EBxwIJ~5oQA3SAU^x!pG$7K`SiCDj*AKU8Tetw?#>&D*ci21M$5-T*t%!GL<UOt@rOT&0oBWA$R1rDKAKHKVZ|f"
+    "KLJ>}88UT`^^uJ**65Je&0te{=2a@1P!+|@|6PsV1J_Nbb!6AiX>NcwZZT{5D}hL-LkpAK6S1utP9Jz09D?!vJuv"
 )
 
 

@@ -1,4 +1,4 @@
-"""Where the INT8 weights lie inside the bytes of an ONNX file.
+"""Where the initializers lie inside the bytes of an ONNX file.
 
 The package must restore the file bit for bit, so it needs byte ranges of the file, which the onnx
 library does not tell. The protobuf wire format is small enough to be walked here
@@ -12,24 +12,27 @@ from dataclasses import dataclass
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 MODEL_GRAPH, GRAPH_INITIALIZER = 7, 5
 DIMS, DATA_TYPE, RAW_DATA, DATA_LOCATION = 1, 2, 9, 14
-INT8, EXTERNAL = 3, 1
+EXTERNAL = 1
+FLOAT, INT8 = 1, 3
+ITEM_SIZE = {FLOAT: 4, INT8: 1}  # bytes
 
 
 @dataclass(frozen=True)
-class Weights:
-    """The raw data of one INT8 initializer: `math.prod(shape)` bytes from byte `offset` on."""
+class Tensor:
+    """An initializer whose little-endian numbers are in the file from byte `offset` on."""
 
     offset: int
     shape: tuple[int, ...]
+    data_type: int  # FLOAT or INT8
 
     @property
     def size(self) -> int:
-        """Bytes, which is also the number of codes."""
+        """How many numbers it has."""
         return math.prod(self.shape)
 
 
-def int8_weights(model: bytes) -> list[Weights]:
-    """Finds the INT8 initializers with at least two dimensions, in file order.
+def initializers(model: bytes) -> list[Tensor]:
+    """Finds the FLOAT and INT8 initializers that are stored as raw data, in file order.
 
     Args:
         model: a serialized ONNX `ModelProto`.
@@ -44,19 +47,19 @@ def int8_weights(model: bytes) -> list[Weights]:
     for graph in graphs:
         for number, span in _fields(model, *_submessage(graph)):
             if number == GRAPH_INITIALIZER:
-                weights = _tensor(model, *_submessage(span))
-                if weights:
-                    found.append(weights)
+                tensor = _tensor(model, *_submessage(span))
+                if tensor:
+                    found.append(tensor)
     return found
 
 
-def _tensor(model: bytes, start: int, end: int) -> Weights | None:
+def _tensor(model: bytes, start: int, end: int) -> Tensor | None:
     shape: list[int] = []
-    data_type, raw = None, None
+    data_type, raw = 0, None
     for number, span in _fields(model, start, end):
         if number == DATA_LOCATION and span == EXTERNAL:
             raise ValueError("it keeps weights in external files, and a package holds one file")
-        if number == DATA_TYPE:
+        if number == DATA_TYPE and isinstance(span, int):
             data_type = span
         elif number == RAW_DATA:
             raw = _submessage(span)
@@ -68,10 +71,10 @@ def _tensor(model: bytes, start: int, end: int) -> Weights | None:
                 while position < span[1]:
                     value, position = _varint(model, position, span[1])
                     shape.append(value)
-    if data_type != INT8 or raw is None or len(shape) < 2:
+    if data_type not in ITEM_SIZE or raw is None:
         return None
-    weights = Weights(raw[0], tuple(shape))
-    return weights if weights.size == raw[1] - raw[0] > 0 else None
+    tensor = Tensor(raw[0], tuple(shape), data_type)
+    return tensor if tensor.size * ITEM_SIZE[data_type] == raw[1] - raw[0] > 0 else None
 
 
 def _fields(model: bytes, start: int, end: int) -> Iterator[tuple[int, int | tuple[int, int]]]:
