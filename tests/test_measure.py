@@ -15,7 +15,6 @@ from pqd.errors import UserError
 from pqd.measure import conditions, cpu, files, graph, peak, runtimes
 from tiny_onnx import float_network, int8_network, write
 
-QUICK = RuntimeConfig(threads=[1], min_calls=4, min_seconds=0.0, blocks=2)
 # The graph
 
 
