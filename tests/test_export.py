@@ -64,6 +64,16 @@ class TestDeployed:
         deployed(model)
         assert torch.equal(model(images()), before)
 
+    def test_a_sparse_float_network(self):
+        model = traced(Residual).eval()
+        attach_masks(m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+        set_masks(model, 0.6, "global")
+        before = model(images())
+        folded = deployed(model)
+        assert torch.equal(model(images()), before)  # baking must not reach the original
+        assert torch.equal(folded.fc.weight == 0, ~masks(model)["fc"].mask)
+        assert torch.allclose(folded(images()), before, atol=1e-5)
+
     def test_a_batch_norm_that_ignores_its_channel(self):
         model = compressed(Residual)
         with torch.no_grad():

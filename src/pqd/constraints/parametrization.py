@@ -5,7 +5,7 @@ What is stored is `original`; what the layer computes with is `last(...first(ori
 
 from typing import TypeVar, cast
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 P = TypeVar("P", bound=nn.Module)
@@ -35,6 +35,20 @@ def detach_last(layer: nn.Module) -> None:
         del there[-1]
     else:
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+
+
+def bake(model: nn.Module) -> None:
+    """Replaces parametrized weights by their values, in place.
+
+    `parametrize.remove_parametrizations` would break other copies of the network: copies share
+    the class of a layer, which it changes.
+    """
+    for layer in model.modules():
+        if attached(layer) is not None:
+            weight = cast(Tensor, layer.weight).detach()
+            del layer.parametrizations
+            layer.__class__ = type(layer).__bases__[0]
+            layer.register_parameter("weight", nn.Parameter(weight))
 
 
 def find(model: nn.Module, kind: type[P]) -> dict[str, P]:

@@ -125,9 +125,9 @@ def _decode_all(files: list[Path], size: int, cfg: DatasetConfig) -> dict[str, T
     log.info("decoding %d images, once: the pixels are kept for the next runs", len(files))
     images = np.empty((len(files), size, size, 3), np.uint8)
 
-    def decode(index: int) -> str | None:
+    def fill(index: int) -> str | None:
         try:
-            images[index] = _decode(files[index], size, resize=cfg.image_size is not None)
+            images[index] = decode(files[index], size, resize=cfg.image_size is not None)
         except UserError:
             raise
         except Exception as error:  # Pillow's decoders raise almost anything
@@ -135,7 +135,7 @@ def _decode_all(files: list[Path], size: int, cfg: DatasetConfig) -> dict[str, T
         return None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        problems = list(pool.map(decode, range(len(files))))
+        problems = list(pool.map(fill, range(len(files))))
     corrupt = [problem for problem in problems if problem]
     if corrupt and cfg.on_corrupt == "refuse":
         raise UserError(
@@ -147,7 +147,7 @@ def _decode_all(files: list[Path], size: int, cfg: DatasetConfig) -> dict[str, T
     return {"images": pixels[kept] if corrupt else pixels, "kept": kept}
 
 
-def _decode(file: Path, size: int, *, resize: bool) -> np.ndarray:
+def decode(file: Path, size: int, *, resize: bool) -> np.ndarray:
     """Decodes one file to RGB, uint8 [size, size, 3].
 
     Turned upright by its EXIF orientation; of an animation the first frame; transparent pixels on

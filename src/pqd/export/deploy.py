@@ -5,12 +5,11 @@ import copy
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pqd.constraints.fake_quant import ActivationFakeQuant, WeightFakeQuant
 from pqd.constraints.mask import masks
-from pqd.constraints.parametrization import attached
+from pqd.constraints.parametrization import attached, bake
 from pqd.constraints.placement import Graph, read_instead
 from pqd.export.ops import dequantize, quantize_dequantize
 
@@ -46,7 +45,7 @@ class IntegerLayer(nn.Module):
 
     codes: Tensor
     scale: Tensor
-    zero_point: Tensor
+    zero_point: Tensor | None
     bias_codes: Tensor
     bias_scale: Tensor
 
@@ -65,7 +64,9 @@ class IntegerLayer(nn.Module):
         bias_scale = input_scale * grown
         self.register_buffer("codes", torch.round(codes * shrink).to(torch.int8))
         self.register_buffer("scale", grown)
-        self.register_buffer("zero_point", torch.zeros_like(scale, dtype=torch.int8))
+        # Only a Gemm needs one; shared by many layers, ONNX Runtime's precise mode refuses it.
+        zero_point = torch.zeros_like(scale, dtype=torch.int8) if codes.ndim == 2 else None
+        self.register_buffer("zero_point", zero_point)
         self.register_buffer("bias_codes", torch.round(bias / bias_scale).to(torch.int32))
         self.register_buffer("bias_scale", bias_scale)
         self.convolution = (
@@ -98,7 +99,7 @@ def deployed(model: fx.GraphModule) -> fx.GraphModule:
     for name in masks(model):
         layer = model.get_submodule(name)
         if not _is_quantized(layer):
-            parametrize.remove_parametrizations(layer, "weight")
+            bake(layer)
     graph = Graph(model)
     for node in list(model.graph.nodes):
         if graph.is_layer(node):

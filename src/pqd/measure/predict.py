@@ -69,11 +69,11 @@ def _prepare(path: Path, settings: dict[str, Any]) -> np.ndarray:
     """Reads an image as the data sets do: float32 [1, C, H, W], normalised."""
     from PIL import Image
 
-    from pqd.data.imagefolder import _decode
+    from pqd.data.imagefolder import decode
 
     size = settings["image_size"]
     try:
-        pixels = _decode(path, size, resize=True)
+        pixels = decode(path, size, resize=True)
     except Exception as error:  # Pillow's decoders raise almost anything
         reason = " ".join(str(error).split())
         raise UserError(f"{path} cannot be read as an image: {reason}") from None

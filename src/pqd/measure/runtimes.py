@@ -105,8 +105,10 @@ class Torch:
 
         import torch
 
+        from pqd.constraints.parametrization import bake
+
         network = copy.deepcopy(model).cpu().float().eval()
-        _bake(network)
+        bake(network)
         self._model = network.to(memory_format=torch.channels_last)
 
     def bind(self, images: Array) -> Callable[[], object]:
@@ -134,23 +136,6 @@ class TorchCompiled(Torch):
         with config.patch(freezing=True):  # as torch.compile's option it has no effect (2.13)
             call()
         return call
-
-
-def _bake(network: Any) -> None:
-    """Replaces parametrized tensors, such as masked weights, by their values.
-
-    `parametrize.remove_parametrizations` would do so to copies as well: they share their class,
-    which it changes.
-    """
-    from torch import nn
-
-    for module in network.modules():
-        if parametrizations := getattr(module, "parametrizations", None):
-            values = {name: getattr(module, name).detach() for name in parametrizations}
-            del module.parametrizations
-            module.__class__ = type(module).__bases__[0]
-            for name, value in values.items():
-                module.register_parameter(name, nn.Parameter(value))
 
 
 RUNTIMES: dict[str, Callable[[Any, int], Session]] = {
