@@ -194,7 +194,7 @@ def test_a_class_without_readable_images_is_refused(folder):
 
 def test_own_images_are_decoded_once(folder, monkeypatch):
     first = own(folder, image_size=5)
-    monkeypatch.setattr("pqd.data.imagefolder._decode", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr("pqd.data.imagefolder.decode", lambda *args, **kwargs: 1 / 0)
     assert own(folder, image_size=5).fingerprint == first.fingerprint
     with pytest.raises(UserError, match="cannot be read"):
         own(folder, image_size=4)
