@@ -4,6 +4,7 @@ The schema is registered at the root, not in a group: a schema registered in gro
 be swept by `order=glob(*)`.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -256,8 +257,8 @@ def _at_least(key: str, value: int, low: int) -> None:
 
 
 def _positive(key: str, value: float) -> None:
-    if not value > 0:
-        raise UserError(f"{key}={value} must be greater than 0")
+    if not 0 < value < math.inf:
+        raise UserError(f"{key}={value} must be greater than 0 and finite")
 
 
 def _within(

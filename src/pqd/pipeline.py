@@ -212,6 +212,9 @@ class _Run:
     def _finish(
         self, model: fx.GraphModule, history: list[dict[str, float]], seconds: float, folder: Path
     ) -> dict[str, Any]:
+        tensors = model.state_dict().values()
+        if not all(t.isfinite().all() for t in tensors):  # the last step may have been too far
+            raise UserError("the weights are not finite any more; a lower train.lr usually helps")
         last = history[-1] if history else {}
         accuracy = last.get("validation_accuracy") or self._validation_accuracy(model)
         save_network(model.cpu(), self.blueprint, folder)

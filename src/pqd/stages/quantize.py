@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from itertools import islice
+
 import torch
 from torch import Tensor, fx, nn
 
