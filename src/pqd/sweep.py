@@ -61,7 +61,7 @@ def launch(main: Callable[[], Any]) -> None:
         code = 1
     finally:
         failed = _finish(_folder) if _folder is not None and _folder.exists() else []
-    sys.exit(code or bool(failed or _job_failed))
+    sys.exit(1 if failed or _job_failed else code)
 
 
 def one_line(error: BaseException) -> str | None:
