@@ -126,6 +126,7 @@ def main() -> None:
             mutant = mutate(package, rng)
             if mutate is not damaged or rng.random() < 1 / 3:
                 mutant = forged(mutant)
+            path.unlink()  # some file systems wait for the disk when a file is written over
             path.write_bytes(mutant)
             faulthandler.dump_traceback_later(HANG, exit=True)
             start = time.perf_counter()
