@@ -181,8 +181,10 @@ def _without_shared_modules(network: fx.GraphModule) -> fx.GraphModule:
 MAKERS: list[Maker] = [fp32, our_models, onnxruntime_static, nncf_ptq, torch_fx, torchao_pt2e]
 
 
-def contestants(backbone: str, folder: Path) -> dict[str, Contestant]:
-    """Makes everything that is compared for a backbone."""
+def contestants(
+    backbone: str, folder: Path, makers: list[str], runtimes: list[str]
+) -> dict[str, Contestant]:
+    """Makes what is compared for a backbone, by the named makers and for the named runtimes."""
     torch.manual_seed(0)
     network = backbones.build(BackboneConfig(backbone, backbone), 10, SHAPE[0], SHAPE[1])
     random = np.random.default_rng(0)
@@ -194,13 +196,13 @@ def contestants(backbone: str, folder: Path) -> dict[str, Contestant]:
             network.train()(torch.from_numpy(batch))
     network.eval()
     made: dict[str, Contestant] = {}
-    for maker in MAKERS:
+    for maker in (maker for maker in MAKERS if maker.__name__ in makers):
         try:
             made |= maker(network, folder, batches)
         except Exception as error:  # a peer's failure is a finding, not ours to fix
             reason = str(error).splitlines()[0] if str(error) else ""
             print(f"{backbone}: {maker.__name__} left out: {type(error).__name__}: {reason}")
-    return made
+    return {name: one for name, one in made.items() if one.runtime in runtimes}
 
 
 def bind(contestant: Contestant, threads: int, images: Array) -> Callable[[], Callable[[], object]]:
@@ -289,6 +291,10 @@ def estimate(value: float | None, interval: list[float] | None) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", nargs="+", default=BACKBONES, choices=BACKBONES)
+    names = [maker.__name__ for maker in MAKERS]
+    runtimes = ["onnxruntime", "openvino", "torch", "torch_compiled"]
+    parser.add_argument("--makers", nargs="+", default=names, choices=names, metavar="MAKER")
+    parser.add_argument("--runtimes", nargs="+", default=runtimes, choices=runtimes, metavar="NAME")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 0], help="0 is all cores")
     parser.add_argument("--min-calls", type=int, default=200)
     parser.add_argument("--min-seconds", type=float, default=3.0)
@@ -307,7 +313,7 @@ def main() -> None:
     for backbone in args.backbone:
         found[backbone] = []
         with tempfile.TemporaryDirectory() as folder:
-            made = contestants(backbone, Path(folder))
+            made = contestants(backbone, Path(folder), args.makers, args.runtimes)
             for threads in thread_counts(args.threads):
                 rows = compare(made, threads, settings)
                 show(backbone, rows, console)
