@@ -33,7 +33,7 @@ MpiDefault=none
 MailProg=/bin/true
 ReturnToService=2
 MinJobAge=86400
-KillWait=5
+KillWait=2
 GresTypes=gpu
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} Gres=gpu:{cpus} State=UNKNOWN
 PartitionName={partition} Nodes=ALL Default=YES MaxTime=INFINITE State=UP
@@ -91,6 +91,9 @@ class Cluster:
         self._wait(lambda: "idle" in self.ask("sinfo", "--noheader", "--format=%T"))
 
     def __exit__(self, *_):
+        if self.jobs():
+            self.ask("scancel", "--user=root")
+            self._wait(lambda: not self.ask("squeue", "--noheader"))
         for daemon in reversed(self.daemons):
             daemon.terminate()
             daemon.wait()
@@ -126,7 +129,7 @@ class Cluster:
         while not ready():
             if time.monotonic() > end:
                 logs = (p.read_text()[-2000:] for p in sorted(self.folder.glob("*.out")))
-                raise TimeoutError("Slurm did not start:\n" + "\n".join(logs))
+                raise TimeoutError("Slurm did not start or stop:\n" + "\n".join(logs))
             time.sleep(0.2)
 
 

@@ -22,6 +22,8 @@ from cluster import PARTITION, Cluster
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import small_sweeps as sweeps
 
+# Epochs enough that most preemptions come upon a stage under way.
+SWEEP = (sweeps.SIX, "train.epochs={baseline: 12, prune: 6, quantize: 6, distill: 6}")
 LAUNCHER = (
     "hydra/launcher=slurm_gpu",
     f"hydra.launcher.partition={PARTITION}",
@@ -34,31 +36,40 @@ PREEMPTIONS = (("scontrol", "requeue"), ("scancel", "--signal=USR2"))
 
 def preempt(cluster, sweep, cache, times, pause):
     """Requeues running jobs while the sweep runs; returns how often it came to that."""
-    ways = itertools.islice(itertools.cycle(PREEMPTIONS), times)
-    done = 0
-    for way in ways:
-        while not (job := busy_job(cluster, cache)):
-            if sweep.poll() is not None:
-                return done
-            time.sleep(0.1)
-        restarts = cluster.jobs()[job]["Restarts"]
-        cluster.ask(*way, job)
-        print(f"{' '.join(way)} {job}", flush=True)
-        end = time.monotonic() + 60
-        while cluster.jobs()[job]["Restarts"] == restarts:
-            assert time.monotonic() < end, f"job {job} was not requeued: {cluster.jobs()[job]}"
-            time.sleep(0.2)
-        done += 1
-        time.sleep(pause)
+    ways = itertools.cycle(PREEMPTIONS)
+    way, done = next(ways), 0
+    while done < times and sweep.poll() is None:
+        job = busy_job(cluster, cache)
+        if job and requeue(cluster, job, way):
+            print(f"{' '.join(way)} {job}", flush=True)
+            way, done = next(ways), done + 1
+            time.sleep(pause)
+        time.sleep(0.1)
     return done
 
 
 def busy_job(cluster, cache):
-    """A running job, if some stage is under way: the one that has run for longest."""
+    """A running job, if some stage is under way: the longest-running not yet requeued twice."""
     if not any(cache.glob("*.checkpoint")):
         return None
-    running = {j: f["RunTime"] for j, f in cluster.jobs().items() if f["JobState"] == "RUNNING"}
+    running = {
+        job: fields["RunTime"]
+        for job, fields in cluster.jobs().items()
+        if fields["JobState"] == "RUNNING" and int(fields["Restarts"]) < 2
+    }
     return max(running, key=running.__getitem__, default=None)
+
+
+def requeue(cluster, job, way):
+    """Disturbs a job until it is requeued; False if it ended before."""
+    restarts = cluster.jobs()[job]["Restarts"]
+    while cluster.jobs()[job]["JobState"] == "RUNNING":
+        cluster.ask(*way, job)  # in vain, if the job is only just starting
+        for _ in range(20):
+            if cluster.jobs()[job]["Restarts"] != restarts:
+                return True
+            time.sleep(0.2)
+    return False
 
 
 def check(local, slurm, preempted, jobs):
@@ -69,7 +80,8 @@ def check(local, slurm, preempted, jobs):
     assert sweeps.leftovers(slurm) == []
     assert {fields["JobState"] for fields in jobs.values()} == {"COMPLETED"}
     logs = [path.read_text() for path in (slurm / "sweep" / ".submitit").rglob("*.out")]
-    assert not any("waiting" in log for log in logs), "a job waited for another one's stage"
+    waits = [line for log in logs for line in log.splitlines() if "waiting for its" in line]
+    assert not waits, f"a job waited for another one's stage: {waits}"
     trained, needed = (
         sum(map(sweeps.epochs_trained, logs)),
         sweeps.epochs_trained(local / "sweep.log"),
@@ -87,14 +99,19 @@ def main():
         folder = Path(name)
         local, slurm, state = folder / "local", folder / "slurm", folder / "cluster"
         state.mkdir()
+        begun = time.monotonic()
+        sweeps.finish(sweeps.start(local, *SWEEP), local)
+        print(f"on this machine: {time.monotonic() - begun:.0f} s", flush=True)
         with Cluster(state, os.cpu_count()) as cluster:
             begun = time.monotonic()
-            sweeps.finish(sweeps.start(local, sweeps.SIX), local)
-            print(f"on this machine: {time.monotonic() - begun:.0f} s", flush=True)
-            begun = time.monotonic()
-            process = sweeps.start(slurm, sweeps.SIX, *LAUNCHER)
-            preempted = preempt(cluster, process, slurm / "cache", given.preemptions, given.pause)
-            sweeps.finish(process, slurm)
+            process = sweeps.start(slurm, *SWEEP, *LAUNCHER)
+            try:
+                preempted = preempt(
+                    cluster, process, slurm / "cache", given.preemptions, given.pause
+                )
+                sweeps.finish(process, slurm)
+            finally:
+                process.kill()
             print(f"on Slurm: {time.monotonic() - begun:.0f} s", flush=True)
             jobs = cluster.jobs()
         repeated = check(local, slurm, preempted, jobs)
