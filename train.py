@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from pqd import config, sweep
@@ -17,7 +18,7 @@ def main(cfg: DictConfig) -> None:
         settings = config.parse(cfg)
         from pqd import pipeline  # slow to import: a mistake in the configuration need not wait
 
-        pipeline.run(settings, Path(settings.output_dir))
+        pipeline.run(settings, Path(HydraConfig.get().runtime.output_dir))
 
 
 if __name__ == "__main__":

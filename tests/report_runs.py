@@ -72,7 +72,6 @@ def result(
     final = final if accuracy is None else accuracy
     config = {
         "seed": seed,
-        "output_dir": f"outputs/{order}",
         "order": {"name": order, "stages": stages},
         "backbone": {"builder": backbone, "name": backbone, "kwargs": {}},
         "dataset": {"name": dataset, "root": "data"},

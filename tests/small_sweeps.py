@@ -27,7 +27,7 @@ SIX = "order=glob(*)"
 THREE = "order=partial/none,partial/pq,partial/d"
 
 # What two runs of one configuration may differ in: times, places, and who trained a stage.
-_VOLATILE = {"seconds", "images_per_s", "cached", "latency", "provenance", "output_dir", "cache"}
+_VOLATILE = {"seconds", "images_per_s", "cached", "latency", "provenance", "cache"}
 
 
 def start(folder, *arguments, name="sweep", cache="cache"):

@@ -53,6 +53,7 @@ PARAMETERS = {
     "resnet18": (11_173_962, 11_220_132),
     "resnet18_imagenet_stem": (11_181_642, 11_227_812),
     "resnet20": (272_474, 278_324),
+    "resnet8": (78_042, 83_892),
     "vgg16_bn": (14_728_266, 14_774_436),
     "wrn28_10": (36_479_194, 36_536_884),
 }
@@ -81,7 +82,7 @@ def test_the_papers_network_is_42_65_mebibytes():
         lambda: vgg16_bn(10, 3, 8),
         lambda: WideResNet(depth=10, width=1, classes=10, channels=3),
     ],
-    ids=list(BUILDERS),
+    ids=["resnet18", "resnet18_imagenet_stem", "cifar_resnet", "vgg16_bn", "wide_resnet"],
 )
 def test_a_traced_network_computes_what_the_untraced_one_does(make):
     untraced = make()

@@ -25,7 +25,7 @@ config.register()
 
 def parsed(*overrides):
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return config.parse(compose("config", ["output_dir=out", *overrides]))
+        return config.parse(compose("config", list(overrides)))
 
 
 def line_for(*overrides):

@@ -158,7 +158,7 @@ def test_configurations_are_accepted(name):
     register()
     folder = os.path.join(os.path.dirname(__file__), "..", "conf")
     with initialize_config_dir(os.path.abspath(folder), version_base="1.3"):
-        config = compose("config", [f"runtime={name}", "output_dir=x"])
+        config = compose("config", [f"runtime={name}"])
     runtime = parse(config).runtime
     assert (runtime.threads, runtime.min_calls, runtime.min_seconds) == ([1, 0], 200, 3.0)
     assert set(runtime.names) <= set(runtimes.RUNTIMES)

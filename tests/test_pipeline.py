@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -69,7 +70,6 @@ def _touch(folder):
 def config(tmp_path, order, **changes):
     stages = [NAMES[letter] for letter in order]
     given = {
-        "output_dir": str(tmp_path / "run"),
         "order": OrderConfig(order or "none", stages),
         "backbone": BackboneConfig("tiny", "tiny"),
         "dataset": DatasetConfig("digits", "", train_limit=128),
@@ -239,6 +239,16 @@ class TestArtifact:
         assert final["sparsity"] == pytest.approx(0.75 if order == "p" else 0, abs=1e-3)
         if not order:
             assert final["accuracy"] == final["dense_accuracy"]
+
+
+    def test_only_the_versions_of_runtimes_in_use_count(self, tmp_path, monkeypatch):
+        subject = artifact.Subject(tmp_path, SimpleNamespace(fingerprint="digits"), "tiny", "q")
+        before = [subject.identity(()), subject.identity(("onnxruntime", "openvino"))]
+        found = artifact.measure.machine()
+        newer = found | {"versions": found["versions"] | {"openvino": "next"}}
+        monkeypatch.setattr(artifact.measure, "machine", lambda: newer)
+        assert subject.identity(()) == before[0]
+        assert subject.identity(("onnxruntime", "openvino")) != before[1]
 
 
 @pytest.mark.usefixtures("unmeasured")

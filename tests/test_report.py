@@ -112,7 +112,6 @@ def test_keys_that_follow_the_seed_or_name_a_place_make_no_cases(tmp_path):
     for seed in range(3):
         data = result("pqd", seed=seed)
         data["config"]["distill"]["teacher"] = f"teachers/{seed}.safetensors"
-        data["config"]["output_dir"] = f"elsewhere/{seed}"
         data["config"]["dataset"]["root"] = f"data{seed % 2}"
         write(tmp_path, data)
     (case,) = cases(load([tmp_path]).runs)

@@ -49,7 +49,6 @@ def _own_wandb(tmp_path_factory):
 def make_config(order="pqd"):
     return Config(
         seed=3,
-        output_dir="outputs/x",
         order=OrderConfig(order, ["prune", "quantize", "distill"]),
         backbone=BackboneConfig("resnet20", "resnet20"),
         dataset=DatasetConfig(name="digits", root="data"),

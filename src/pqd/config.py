@@ -170,7 +170,6 @@ class Config:
     """The whole configuration of one run."""
 
     seed: int = 0
-    output_dir: str = MISSING
     order: OrderConfig = field(default_factory=OrderConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)

@@ -136,7 +136,7 @@ class _Run:
         )
         dense_entry = self._entry(
             f"{name} dense",
-            {"dense": baseline.key} | dense.identity(),
+            {"dense": baseline.key} | dense.identity(()),
             lambda folder: artifact.make_dense(dense, folder),
         )
         subject = replace(dense, folder=last.folder, order=self.config.order.name)
@@ -144,7 +144,7 @@ class _Run:
         entry = self._entry(
             f"{name} artifact",
             {"dense": dense_entry.key, "network": last.key, "runtime": asdict(runtime)}
-            | subject.identity(),
+            | subject.identity(runtime.names),
             lambda folder: artifact.make(subject, dense_entry.folder, runtime, folder),
         )
         self.record["final"] = _read_record(dense_entry) | _read_record(entry)

@@ -25,8 +25,8 @@ def run_name(config: Config) -> str:
 def new_record(config: Config) -> dict[str, Any]:
     """Returns the record of a run that has just started."""
     resolved = asdict(config)
-    # Where a run writes does not make it another run.
-    identity = {k: v for k, v in resolved.items() if k not in ("output_dir", "cache", "logger")}
+    # Where stages are kept and metrics go does not make it another run.
+    identity = {k: v for k, v in resolved.items() if k not in ("cache", "logger")}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return {
         "schema": SCHEMA,

@@ -6,7 +6,7 @@ import torch
 from torch import fx, nn
 
 from pqd.backbones import _torchvision  # noqa: F401  before the first import of torchvision
-from pqd.backbones.resnet import resnet18, resnet18_imagenet_stem, resnet20
+from pqd.backbones.resnet import resnet8, resnet18, resnet18_imagenet_stem, resnet20
 from pqd.backbones.trace import first_line, trace
 from pqd.backbones.vgg import vgg16_bn
 from pqd.backbones.wrn import wrn28_10
@@ -19,6 +19,7 @@ BUILDERS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "resnet18": resnet18,
     "resnet18_imagenet_stem": resnet18_imagenet_stem,
     "resnet20": resnet20,
+    "resnet8": resnet8,
     "vgg16_bn": vgg16_bn,
     "wrn28_10": wrn28_10,
 }

@@ -30,6 +30,14 @@ def resnet18_imagenet_stem(classes: int, channels: int, image_size: int) -> nn.M
     return net
 
 
+def resnet8(classes: int, channels: int, image_size: int) -> nn.Module:
+    """ResNet-8: as `resnet20`, with one block in each stage.
+
+    78,042 parameters with 10 classes and 3 channels.
+    """
+    return CifarResNet(blocks=1, classes=classes, channels=channels)
+
+
 def resnet20(classes: int, channels: int, image_size: int) -> nn.Module:
     """ResNet-20 for CIFAR, section 4.2 of the paper.
 

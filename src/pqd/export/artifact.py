@@ -1,7 +1,7 @@
 """The artifact of a run and its figures: what is deployed is what is measured."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from pqd.data import Dataset, eval_batches
 from pqd.export.onnx_file import write_onnx
 from pqd.export.package import pack
 
-VERSION = 1  # raise it when a code change alters a file or a figure
+VERSION = 2  # raise it when a code change alters a file or a figure
 BATCH_SIZE = 250
 MODEL, PACKAGE, DENSE, PRUNED = "model.onnx", "model.pqd", "dense.onnx", "pruned.onnx"
 
@@ -34,13 +34,20 @@ class Subject:
     backbone: str
     order: str
 
-    def identity(self) -> dict[str, Any]:
-        """Returns what, besides the network, files and figures depend on; goes into a hash."""
+    def identity(self, runtimes: Iterable[str]) -> dict[str, Any]:
+        """Returns what, besides the network, files and figures depend on; goes into a hash.
+
+        Args:
+            runtimes: what is measured in; the versions of others do not count.
+        """
+        machine = measure.machine()
+        used = {"torch", "onnx", "onnxruntime", *runtimes}
+        versions = {name: v for name, v in machine["versions"].items() if name in used}
         return {
             "version": VERSION,
             "dataset": self.dataset.fingerprint,
             "order": self.order,
-            "machine": measure.machine(),
+            "machine": machine | {"versions": versions},
         }
 
     @property

@@ -55,6 +55,7 @@ def write_onnx(
     for node in proto.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
+    del proto.graph.value_info[:]  # shapes that every reader infers again
     for key, value in metadata.items():
         proto.metadata_props.add(key=f"pqd.{key}", value=json.dumps(value))
     onnx.checker.check_model(proto)

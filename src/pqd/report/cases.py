@@ -12,7 +12,7 @@ REFERENCE = "pqd"  # what every order is compared with
 
 # Keys that name the run or can't change what is trained; `prune.sparsity` is a case's own field.
 _IGNORED = (
-    *("seed", "output_dir", "order.", "backbone.name", "dataset.name", "dataset.root"),
+    *("seed", "order.", "backbone.name", "dataset.name", "dataset.root"),
     *("prune.sparsity", "runtime.", "logger.", "cache."),
     *("train.device", "train.compile", "train.eval_batch_size"),
 )

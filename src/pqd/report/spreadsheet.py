@@ -5,7 +5,9 @@ import io
 from collections.abc import Iterable
 from typing import Any
 
+from pqd.cache import file_digest
 from pqd.config import STAGES
+from pqd.record import FILE
 from pqd.report.cases import distinct, variants
 from pqd.report.load import Loaded, Measurement, Run
 from pqd.report.summary import SIZES
@@ -17,6 +19,7 @@ def rows(loaded: Loaded) -> list[dict[str, Any]]:
     `variant` holds swept keys other than backbone, data set, order, sparsity and seed. Latency
     columns are `{runtime}_t{threads}_b{batch size}_{model}_{p50_ms|p90_ms|p99_ms|speedup}`
     (threads 0: all cores). Accuracies and sparsities are in %, sizes in bytes, times in s.
+    `result_sha256` is the digest of the run's result.json.
     """
     found = [
         (_result(run, variant) | _measured(m), _latency(m))
@@ -33,6 +36,7 @@ def _result(run: Run, variant: dict[str, str]) -> dict[str, Any]:
     records = {entry["stage"]: entry for entry in run.record}
     row: dict[str, Any] = {
         "folder": run.folder.name,
+        "result_sha256": file_digest(run.folder / FILE),
         "config_hash": run.config_hash,
         "commit": run.provenance.get("commit"),
         "started": run.started,
