@@ -1,4 +1,7 @@
-"use strict";
+const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent), (c) => c.charCodeAt(0));
+const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+(0, eval)(await new Response(unpacked).text()); // defines Plotly
+
 const { plots, steps } = JSON.parse(document.getElementById("figures").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const hiddenOrders = new Set();
