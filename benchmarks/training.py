@@ -101,12 +101,13 @@ class Bench:
     def step(self, model: nn.Module, loss: LossFn) -> Step:
         """A training step of `model` as in `fit`: its forward and backward pass, its optimizer."""
         optimizer = make_optimizer(model, self.settings)
+        batch = data.Batch(self.images, self.labels, torch.arange(len(self.labels)))
         train_step = make_train_step(model, loss, self.device, self.precision, self.compiled)
         for group in optimizer.param_groups:
             group["lr"] = LR
 
         def step() -> None:
-            train_step(self.images, self.labels)
+            train_step(batch)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
@@ -274,8 +275,8 @@ def memory(bench: Bench, args: argparse.Namespace) -> None:
         def __len__(self) -> int:
             return args.steps
 
-        def epoch(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-            return (pair for pair, _ in zip(batches.epoch(seed), range(args.steps), strict=False))
+        def epoch(self, seed: int) -> Iterator[data.Batch]:
+            return (batch for batch, _ in zip(batches.epoch(seed), range(args.steps), strict=False))
 
     fit(
         model,

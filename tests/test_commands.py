@@ -145,7 +145,8 @@ class TestMistakes:
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_what_is_finished(tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_kill_keep_what_is_finished(tmp_path, sent):
     line = command(tmp_path, "order=pqd", "train.epochs.prune=1000")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
@@ -155,7 +156,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path):
             if shown.startswith("prune"):
                 break
         time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert error.strip().startswith("pqd: interrupted; finished stages are kept")

@@ -83,6 +83,7 @@ def test_the_defaults_are_the_papers_epochs():
         ("train.precision=fp16", "choose from: auto, bf16, fp32"),
         ("runtime.names=[tensorrt]", "runtime.names=tensorrt is unknown"),
         ("dataset.validation=0", "dataset.validation=0.0 is outside (0, 1)"),
+        ("distill.cache_logits=true", "needs images that are the same in every epoch"),
     ],
 )
 def test_a_mistake_is_one_line(override, line):

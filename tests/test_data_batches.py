@@ -50,8 +50,9 @@ def test_augmented_images_are_exactly_the_naive_crops_and_flips(padding, flip, c
     batches = TrainBatches(data, AugmentConfig(padding, flip), 6, CPU)
     seen = set()
     for seed in range(500):
-        for batch, labels in batches.epoch(seed):
-            for image, label in zip(batch, labels.tolist(), strict=True):
+        for batch in batches.epoch(seed):
+            assert torch.equal(batch.labels, data.train.labels[batch.rows])
+            for image, label in zip(batch.images, batch.labels.tolist(), strict=True):
                 matches = (allowed[label] == image).flatten(1).all(1).nonzero().flatten().tolist()
                 assert len(matches) == 1
                 seen.add((label, matches[0]))
@@ -60,7 +61,7 @@ def test_augmented_images_are_exactly_the_naive_crops_and_flips(padding, flip, c
 
 def test_epoch_is_a_permutation_and_drops_the_rest():
     batches = TrainBatches(dataset(torch.from_numpy(noise(10, 4, 4, 3))), AugmentConfig(), 4, CPU)
-    shown = [labels.tolist() for _, labels in batches.epoch(0)]
+    shown = [batch.labels.tolist() for batch in batches.epoch(0)]
     assert [len(labels) for labels in shown] == [4, 4]
     assert len(batches) == 2
     assert len({label for labels in shown for label in labels}) == 8
@@ -69,7 +70,7 @@ def test_epoch_is_a_permutation_and_drops_the_rest():
 def test_batch_size_is_capped_at_the_split():
     batches = TrainBatches(dataset(torch.from_numpy(noise(10, 4, 4, 3))), AugmentConfig(), 64, CPU)
     assert len(batches) == 1
-    assert [sorted(labels.tolist()) for _, labels in batches.epoch(5)] == [list(range(10))]
+    assert [sorted(batch.labels.tolist()) for batch in batches.epoch(5)] == [list(range(10))]
 
 
 def test_epoch_depends_on_its_seed_alone():
@@ -81,7 +82,9 @@ def test_epoch_depends_on_its_seed_alone():
     again = list(batches.epoch(1))
     assert torch.equal(state, torch.get_rng_state())  # the global generator is left alone
     assert all(
-        torch.equal(a, b) and torch.equal(c, d) for (a, c), (b, d) in zip(first, again, strict=True)
+        torch.equal(a, b)
+        for one, other in zip(first, again, strict=True)
+        for a, b in zip(one, other, strict=True)
     )
     assert not torch.equal(first[0][0], next(batches.epoch(2))[0])
 
@@ -161,7 +164,7 @@ def test_training_after_an_evaluation_can_differentiate():
     data = dataset(torch.from_numpy(noise(4, 3, 3, 3)))
     with torch.inference_mode():
         list(eval_batches(data.test, data, 4, CPU))
-    images, _ = next(TrainBatches(data, AugmentConfig(0, False), 4, CPU).epoch(0))
+    images = next(TrainBatches(data, AugmentConfig(0, False), 4, CPU).epoch(0)).images
     weight = torch.ones(1, requires_grad=True)
     (images * weight).sum().backward()
     assert weight.grad is not None
@@ -174,6 +177,6 @@ def test_no_batch_waits_for_the_device():
     next(batches)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        assert all(images.is_cuda for images, _ in batches)
+        assert all(batch.images.is_cuda for batch in batches)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,10 +17,12 @@ from pqd import pipeline
 from pqd.backbones.build import BUILDERS
 from pqd.cache import file_digest
 from pqd.config import (
+    AugmentConfig,
     BackboneConfig,
     CacheConfig,
     Config,
     DatasetConfig,
+    DistillConfig,
     LoggerConfig,
     OrderConfig,
     PruneConfig,
@@ -151,6 +154,16 @@ class TestOrders:
         again = run(tmp_path, "pq", "again", **changes)
         assert [s["stage"] for s in again["stages"] if not s["cached"]] == retrained
 
+    def test_a_teacher_asked_once_teaches_the_same(self, tmp_path):
+        still = replace(config(tmp_path, "d").dataset, augment=AugmentConfig(0, False))
+        losses = []
+        for known in (False, True):
+            distill = DistillConfig(cache_logits=known)
+            record = run(tmp_path, "d", f"known{known}", dataset=still, distill=distill)
+            assert not record["stages"][-1]["cached"]
+            losses.append([epoch["kd_loss"] for epoch in record["stages"][-1]["history"]])
+        assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
     def test_a_new_version_of_a_stage_retrains_it(self, tmp_path, monkeypatch):
         run(tmp_path, "pq")
         monkeypatch.setattr(pipeline.Quantize, "version", 99)
@@ -239,7 +252,6 @@ class TestArtifact:
         assert final["sparsity"] == pytest.approx(0.75 if order == "p" else 0, abs=1e-3)
         if not order:
             assert final["accuracy"] == final["dense_accuracy"]
-
 
     def test_only_the_versions_of_runtimes_in_use_count(self, tmp_path, monkeypatch):
         subject = artifact.Subject(tmp_path, SimpleNamespace(fingerprint="digits"), "tiny", "q")

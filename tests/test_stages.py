@@ -8,9 +8,14 @@ from nets import Residual, images, traced
 from pqd.config import DistillConfig, PruneConfig, QuantizeConfig
 from pqd.constraints.fake_quant import activation_fake_quants
 from pqd.constraints.mask import masks, sparsity
+from pqd.data import Batch
 from pqd.stages import Distill, Prune, Quantize, Stage
 from pqd.stages.distill import distillation_loss
 from pqd.stages.prune import prunable_layers, sparsity_schedule
+
+
+def batch(seed=0):
+    return Batch(images(8, seed=seed), torch.arange(8) % 4, torch.arange(8))
 
 
 class Batches:
@@ -21,7 +26,7 @@ class Batches:
 
     def epoch(self, seed):
         for i in range(3):
-            yield images(8, seed=10 * seed + i), torch.arange(8) % 4
+            yield batch(seed=10 * seed + i)
 
 
 class TestSchedule:
@@ -123,23 +128,31 @@ class TestDistill:
     def test_parts_add_up(self):
         model, teacher = traced(Residual), traced(Residual, seed=5).eval()
         stage = Distill(DistillConfig(temperature=3.0, alpha=0.75), 0.1, teacher)
-        labels = torch.arange(8) % 4
-        parts = stage.loss(model.eval(), images(8), labels)
-        task = nn.functional.cross_entropy(model(images(8)), labels, label_smoothing=0.1)
+        parts = stage.loss(model.eval(), batch())
+        logits = model(batch().images)
+        task = nn.functional.cross_entropy(logits, batch().labels, label_smoothing=0.1)
         assert torch.equal(parts["task_loss"], task)
         assert torch.equal(parts["loss"], 0.25 * task + 0.75 * parts["kd_loss"])
 
     def test_no_gradient_reaches_the_teacher(self):
         model, teacher = traced(Residual), traced(Residual, seed=5).eval()
         stage = Distill(DistillConfig(), 0.0, teacher)
-        stage.loss(model, images(8), torch.arange(8) % 4)["loss"].backward()
+        stage.loss(model, batch())["loss"].backward()
         assert all(p.grad is None for p in teacher.parameters())
         assert all(p.grad is not None for p in model.parameters())
+
+    def test_known_logits_are_those_of_the_drawn_rows(self):
+        model, teacher = traced(Residual).eval(), traced(Residual, seed=5).eval()
+        logits = torch.cat([torch.zeros(8, 4), teacher(batch().images).detach()])
+        drawn = batch()._replace(rows=torch.arange(8, 16))
+        known = Distill(DistillConfig(), 0.0, logits).loss(model, drawn)
+        asked = Distill(DistillConfig(), 0.0, teacher).loss(model, drawn)
+        assert all(torch.equal(known[name], asked[name]) for name in asked)
 
 
 def test_the_baseline_is_plain_cross_entropy():
     model = traced(Residual).eval()
-    labels = torch.arange(8) % 4
-    parts = Stage(0.0).loss(model, images(8), labels)
+    parts = Stage(0.0).loss(model, batch())
     assert parts.keys() == {"loss", "logits"}
-    assert torch.equal(parts["loss"], nn.functional.cross_entropy(model(images(8)), labels))
+    loss = nn.functional.cross_entropy(model(batch().images), batch().labels)
+    assert torch.equal(parts["loss"], loss)

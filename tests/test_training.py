@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from pqd import training
 from pqd.config import TrainConfig
+from pqd.data import Batch
 from pqd.errors import UserError
 from pqd.training import evaluate, fit, learning_rate, predict
 
@@ -35,7 +36,7 @@ class Blobs:
         for rows in torch.randperm(64, generator=generator).split(self.batch_size):
             noise = 0.5 * torch.randn(len(rows), 3, 8, 8, generator=generator)
             images = (self.images[rows] + noise).contiguous(memory_format=torch.channels_last)
-            yield images, self.labels[rows]
+            yield Batch(images, self.labels[rows], rows)
 
     def all(self):
         return zip(self.images.split(24), self.labels.split(24), strict=True)
@@ -66,9 +67,9 @@ class Mask(nn.Module):
         return weight * self.mask
 
 
-def loss_fn(model, images, labels):
-    logits = model(images)
-    loss = F.cross_entropy(logits.float(), labels)
+def loss_fn(model, batch):
+    logits = model(batch.images)
+    loss = F.cross_entropy(logits.float(), batch.labels)
     return {"loss": loss, "task_loss": loss, "logits": logits}
 
 
@@ -196,9 +197,9 @@ def test_same_seed_same_network_other_seed_other_network():
 def test_metrics_are_means_over_the_images_of_the_epoch():
     model, seen = network(0), []
 
-    def recording(model, images, labels):
-        parts = loss_fn(model, images, labels)
-        hits = (parts["logits"].argmax(1) == labels).double().mean()
+    def recording(model, batch):
+        parts = loss_fn(model, batch)
+        hits = (parts["logits"].argmax(1) == batch.labels).double().mean()
         seen.append((parts["loss"].item(), 100 * hits.item()))
         return parts
 
@@ -346,8 +347,8 @@ def test_divergence_names_epoch_and_rate_and_keeps_the_last_good_checkpoint(tmp_
     path = tmp_path / "stage.pt"
     broken = [False]
 
-    def diverging(model, images, labels):
-        parts = loss_fn(model, images, labels)
+    def diverging(model, batch):
+        parts = loss_fn(model, batch)
         return parts | {"loss": parts["loss"] * (math.nan if broken[0] else 1)}
 
     def before_step(step):
@@ -452,7 +453,7 @@ def test_a_compilation_failure_falls_back_to_eager_with_one_line(monkeypatch, ca
 
 
 def test_an_error_of_the_loss_is_not_taken_for_the_compilers(monkeypatch):
-    def broken(model, images, labels):
+    def broken(model, batch):
         raise UserError("the teacher is missing")
 
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)

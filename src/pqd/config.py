@@ -93,6 +93,7 @@ class DistillConfig:
     temperature: float = 4.0
     alpha: float = 0.9
     teacher: str | None = None  # model.safetensors; None is the run's own dense baseline
+    cache_logits: bool = False  # run the teacher once per image; without augmentation only
 
 
 @dataclass
@@ -227,6 +228,13 @@ def _check(c: Config) -> None:
     _within("quantize.freeze_batch_norm", c.quantize.freeze_batch_norm, 0, 1, closed_high=True)
     _positive("distill.temperature", c.distill.temperature)
     _within("distill.alpha", c.distill.alpha, 0, 1, closed_high=True)
+    augment = c.dataset.augment
+    augmented = augment.crop_padding or augment.flip or augment.cutout
+    if "distill" in c.order.stages and c.distill.cache_logits and augmented:
+        raise UserError(
+            "distill.cache_logits=true needs images that are the same in every epoch: "
+            "dataset.augment.crop_padding=0, flip=false and cutout=0"
+        )
     _at_least("train.batch_size", c.train.batch_size, 2)
     _at_least("train.eval_batch_size", c.train.eval_batch_size, 1)
     _within("train.momentum", c.train.momentum, 0, 1)

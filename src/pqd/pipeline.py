@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from pqd import data, tracking, training
 from pqd.cache import Cache, Entry, file_digest, key_of
@@ -236,7 +236,10 @@ class _Run:
             epochs = config.train.epochs.quantize
             return Quantize(config.quantize, smoothing, self.batches, epochs, seed)
         if name == "distill":
-            return Distill(config.distill, smoothing, self._teacher())
+            teacher = self._teacher()
+            if not config.distill.cache_logits:
+                return Distill(config.distill, smoothing, teacher)
+            return Distill(config.distill, smoothing, self._logits(teacher))
         return Stage(smoothing)
 
     def _teacher(self) -> nn.Module:
@@ -244,7 +247,7 @@ class _Run:
         teacher = load_network(Path(path) if path else self.baseline.folder)
         teacher = teacher.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         teacher.eval().requires_grad_(False)
-        images, _ = next(self.batches.epoch(0))
+        images = next(self.batches.epoch(0)).images
         classes = teacher(images[:1]).shape[1]
         if classes != self.blueprint.classes:
             raise UserError(
@@ -252,6 +255,13 @@ class _Run:
                 f"dataset {self.dataset.name} has {self.blueprint.classes}"
             )
         return teacher
+
+    @torch.no_grad()
+    def _logits(self, teacher: nn.Module) -> Tensor:
+        """Returns the teacher's logits [N, K] of the train split, which is not augmented."""
+        size = self.config.train.eval_batch_size
+        batches = data.eval_batches(self.dataset.train, self.dataset, size, self.device)
+        return torch.cat([teacher(images) for images, _ in batches])
 
     def _try_order(self) -> None:
         """Finds out before any training whether the backbone bears the order's constraints."""

@@ -4,6 +4,7 @@ import difflib
 import errno
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -46,6 +47,8 @@ class RememberFolder(Callback):
 def launch(main: Callable[[], Any]) -> None:
     """Runs Hydra's main, ends a sweep with its report, and exits; 0 only if all went well."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors arrive here rather than printed by Hydra
+    # `kill` is as Ctrl-C, or else joblib's workers would train on without us.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         check_globs(sys.argv[1:], Path(sys.argv[0]).resolve().parent / CONF)
         main()

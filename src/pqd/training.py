@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from pqd.config import TrainConfig
+from pqd.data import Batch
 from pqd.errors import UserError, choices
 
 log = logging.getLogger(__name__)
 
-LossFn = Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]]
+LossFn = Callable[[nn.Module, Batch], dict[str, Tensor]]
 Precision = Literal["fp32", "bf16"]
 
 # `train.compile=auto` compiles a stage of at least so many steps. Compiling costs 15 s (cached on
@@ -37,8 +38,8 @@ class Batches(Protocol):
     def __len__(self) -> int:
         """Steps per epoch."""
 
-    def epoch(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images [B, C, H, W] and labels [B] in an order that depends on `seed` alone."""
+    def epoch(self, seed: int) -> Iterator[Batch]:
+        """One pass, in an order that depends on `seed` alone."""
 
 
 def _nothing(_: object) -> None:
@@ -67,8 +68,8 @@ def fit(
     Args:
         model: moved to the device, in channels_last; left in training or evaluation mode.
         batches: the training images, already on the device.
-        loss_fn: maps (model, images [B, C, H, W], labels [B]) to named scalars, of which "loss"
-            is differentiated, and "logits" [B, K]. It is compiled together with the network.
+        loss_fn: maps (model, batch) to named scalars, of which "loss" is differentiated, and
+            "logits" [B, K]. It is compiled together with the network.
         settings: optimizer, device, precision and compilation.
         epochs: at least 1.
         lr: the highest learning rate, reached at the end of the warm-up.
@@ -116,18 +117,18 @@ def fit(
         names: list[str] = []
         sums: Tensor | float = 0.0
         seen, rate = 0, lr
-        for step, (images, labels) in enumerate(batches.epoch(epoch_seed), epoch * len(batches)):
+        for step, batch in enumerate(batches.epoch(epoch_seed), epoch * len(batches)):
             before_step(step)
             rate = learning_rate(step, steps, lr, settings.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            parts = train_step(images, labels)
+            parts = train_step(batch)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             names = list(parts)
             values = torch.stack([part.detach().float() for part in parts.values()])
-            sums = sums + values.double() * len(images)
-            seen += len(images)
+            sums = sums + values.double() * len(batch.labels)
+            seen += len(batch.labels)
         means = (torch.as_tensor(sums) / seen).tolist()  # waits for the device
         trained = time.perf_counter()
         metrics: dict[str, float] = {"epoch": epoch + 1, **dict(zip(names, means, strict=True))}
@@ -251,18 +252,18 @@ def make_optimizer(model: nn.Module, settings: TrainConfig) -> torch.optim.SGD:
 
 def make_train_step(
     model: nn.Module, loss_fn: LossFn, device: torch.device, precision: Precision, compiled: bool
-) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
+) -> Callable[[Batch], dict[str, Tensor]]:
     """Builds the forward and backward pass of one batch.
 
     Returns:
-        A function of images [B, C, H, W] and labels [B] that adds to the gradients and returns
-        the named parts of the loss and `train_accuracy`, scalars on the device.
+        A function of a batch that adds to the gradients and returns the named parts of the loss
+        and `train_accuracy`, scalars on the device.
     """
 
-    def forward(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def forward(batch: Batch) -> dict[str, Tensor]:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            parts = dict(loss_fn(model, images, labels))
-        hits = parts.pop("logits").argmax(1) == labels
+            parts = dict(loss_fn(model, batch))
+        hits = parts.pop("logits").argmax(1) == batch.labels
         return parts | {"train_accuracy": 100 * hits.float().mean()}
 
     run = forward
@@ -270,10 +271,10 @@ def make_train_step(
         torch.compiler.reset()  # drop the previous stage's code, which counts towards a limit
         run = torch.compile(forward, dynamic=False)
 
-    def step(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def step(batch: Batch) -> dict[str, Tensor]:
         nonlocal run
         try:
-            parts = run(images, labels)
+            parts = run(batch)
             parts["loss"].backward()
         except Exception as error:
             if run is forward:
@@ -284,7 +285,7 @@ def make_train_step(
             log.warning("torch.compile failed, training goes on in eager mode: %s", reason)
             run = forward
             model.zero_grad(set_to_none=True)
-            parts = run(images, labels)
+            parts = run(batch)
             parts["loss"].backward()
         return parts
 

@@ -1,6 +1,6 @@
 """Images as one uint8 tensor per split, and batches of them augmented on the device."""
 
-from pqd.data.batches import TrainBatches, eval_batches, normalise
+from pqd.data.batches import Batch, TrainBatches, eval_batches, normalise
 from pqd.data.dataset import Dataset, Split, load_dataset
 
-__all__ = ["Dataset", "Split", "TrainBatches", "eval_batches", "load_dataset", "normalise"]
+__all__ = ["Batch", "Dataset", "Split", "TrainBatches", "eval_batches", "load_dataset", "normalise"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,14 @@ from pqd.config import AugmentConfig
 from pqd.data.dataset import Dataset
 from pqd.data.split import Split
 from pqd.errors import UserError
+
+
+class Batch(NamedTuple):
+    """What one training step sees."""
+
+    images: Tensor  # float32 [B, C, H, W] in channels_last, normalised
+    labels: Tensor  # int64 [B]
+    rows: Tensor  # int64 [B], which images of the train split these are
 
 
 class TrainBatches:
@@ -58,14 +67,11 @@ class TrainBatches:
         """Batches per epoch."""
         return len(self.labels) // self.batch_size
 
-    def epoch(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, seed: int) -> Iterator[Batch]:
         """One pass over the train split in random order.
 
         Everything random comes from one generator on the device, seeded with `seed`: the same seed
         gives the same batches, bit by bit on the CPU.
-
-        Yields:
-            Images, float32 [B, C, H, W] in channels_last, normalised; labels, int64 [B].
         """
         device = self.labels.device
         generator = torch.Generator(device).manual_seed(seed)
@@ -92,7 +98,7 @@ class TrainBatches:
             if self.augment.cutout:
                 hole = self._side(row, y)[:, :, None] & self._side(column, x)[:, None, :]
                 images.masked_fill_(hole[:, None], 0)
-            yield images, self.labels[batch]
+            yield Batch(images, self.labels[batch], batch)
 
     def _side(self, position: Tensor, centre: Tensor) -> Tensor:
         """Which positions [n] lie in the square's side around each centre [B, 1]: bool [B, n]."""

@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from pqd.data import Batch
+
 
 class Stage:
     """One stage of an order. The baseline is this class; the others override what they change."""
@@ -20,19 +22,18 @@ class Stage:
     def before_step(self, model: fx.GraphModule, step: int) -> None:
         """Called before training step `step`, counted from 0 over the whole stage."""
 
-    def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Computes the loss of a batch.
 
         Args:
             model: the network, or its compiled form.
-            images: [B, C, H, W].
-            labels: [B], int64.
+            batch: of B images.
 
         Returns:
             The scalar `loss`, its named parts if it has several, and `logits` [B, K].
         """
-        logits = model(images)
-        return {"loss": self.task_loss(logits, labels), "logits": logits}
+        logits = model(batch.images)
+        return {"loss": self.task_loss(logits, batch.labels), "logits": logits}
 
     def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Returns the cross-entropy of logits [B, K] and labels [B], in float32."""

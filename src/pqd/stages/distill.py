@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pqd.config import DistillConfig
+from pqd.data import Batch
 from pqd.stages.base import Stage
 
 
@@ -13,22 +14,28 @@ class Distill(Stage):
 
     name = "distill"
 
-    def __init__(self, settings: DistillConfig, label_smoothing: float, teacher: nn.Module) -> None:
-        """Takes a frozen teacher, [B, C, H, W] to [B, K]."""
+    def __init__(
+        self, settings: DistillConfig, label_smoothing: float, teacher: nn.Module | Tensor
+    ) -> None:
+        """Takes a frozen teacher, or its logits of all training images, [N, K]."""
         super().__init__(label_smoothing)
         self.settings = settings
         self.teacher = teacher
 
-    def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Computes (1 - alpha) task loss + alpha T^2 KL(teacher || student)."""
-        logits = model(images)
-        with torch.no_grad():
-            targets = self.teacher(images)
-        task_loss = self.task_loss(logits, labels)
-        kd_loss = distillation_loss(logits, targets, self.settings.temperature)
+        logits = model(batch.images)
+        task_loss = self.task_loss(logits, batch.labels)
+        kd_loss = distillation_loss(logits, self._targets(batch), self.settings.temperature)
         alpha = self.settings.alpha
         loss = (1 - alpha) * task_loss + alpha * kd_loss
         return {"loss": loss, "task_loss": task_loss, "kd_loss": kd_loss, "logits": logits}
+
+    def _targets(self, batch: Batch) -> Tensor:
+        if isinstance(self.teacher, Tensor):
+            return self.teacher[batch.rows]
+        with torch.no_grad():
+            return self.teacher(batch.images)
 
 
 def distillation_loss(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:

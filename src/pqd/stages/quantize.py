@@ -51,7 +51,7 @@ class Quantize(Stage):
         if epoch < self.calibrated_epochs:
             epoch_batches = self.batches.epoch(self.seed + epoch)
             drawn = islice(epoch_batches, self.settings.calibration_batches)
-            calibrate(model, (images for images, _ in drawn))
+            calibrate(model, (batch.images for batch in drawn))
             model.train()
         if epoch >= self.batch_norm_epochs:
             for module in model.modules():

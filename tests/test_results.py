@@ -1,0 +1,47 @@
+"""What `results/` and the README state is what the stored result.json files say."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pqd.report import page
+from pqd.report.load import load
+from pqd.report.spreadsheet import rows, to_csv
+from pqd.report.view import view
+
+ROOT = Path(__file__).parents[1]
+STUDIES = sorted(path.parent for path in (ROOT / "results").glob("*/points.csv"))
+QUOTES = sorted(
+    (path, name, text)
+    for path in (ROOT / "README.md", *(study / "README.md" for study in STUDIES))
+    for name, text in re.findall(
+        r"<!-- from (\S+) -->\n(.*?)<!-- end -->", path.read_text(), flags=re.DOTALL
+    )
+)
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
+def test_points_and_report_are_those_of_the_stored_runs(study):
+    loaded = load([study / "runs"])
+    assert loaded.problems == []
+    assert loaded.unfinished == []
+    assert (study / "points.csv").read_text() == to_csv(rows(loaded))
+    assert (study / "report.md").read_text() == page.markdown(view(loaded), figure=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "text"), QUOTES, ids=[f"{path.parent.name}:{name}" for path, name, _ in QUOTES]
+)
+def test_quoted_tables_are_in_the_report(path, name, text):
+    assert text.strip()
+    assert text.strip() in (path.parent / name).read_text()
+
+
+def test_the_readme_quotes_a_study():
+    assert any(path == ROOT / "README.md" for path, _, _ in QUOTES)
+
+
+def test_results_hold_small_files_only():
+    sizes = {path: path.stat().st_size for path in (ROOT / "results").rglob("*") if path.is_file()}
+    assert {path: size for path, size in sizes.items() if size >= 2_000_000} == {}
