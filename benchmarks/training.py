@@ -37,6 +37,7 @@ from pqd.config import (
 )
 from pqd.constraints.mask import attach_masks, set_masks
 from pqd.constraints.placement import insert_fake_quants
+from pqd.devices import resolve_device, resolve_precision
 from pqd.measure import machine
 from pqd.stages import Distill, Stage
 from pqd.stages.prune import prunable_layers
@@ -47,8 +48,6 @@ from pqd.training import (
     fit,
     make_optimizer,
     make_train_step,
-    resolve_device,
-    resolve_precision,
 )
 
 VARIANTS = ("dense", "masked", "qat", "kd", "all")

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from pqd import training
+from pqd import devices, training
 from pqd.config import TrainConfig
 from pqd.data import Batch
 from pqd.errors import UserError
@@ -379,14 +379,14 @@ def test_evaluate_and_predict_see_every_image_in_order_and_in_float32():
 
 
 def test_resolve_device():
-    assert training.resolve_device("cpu").type == "cpu"
+    assert devices.resolve_device("cpu").type == "cpu"
     expected = "cuda" if torch.cuda.is_available() else "cpu"
-    assert training.resolve_device("auto").type == expected
+    assert devices.resolve_device("auto").type == expected
     for name in ("gpu", "cuda:x", "cpu:0", ""):
         with pytest.raises(UserError, match=r"train\.device=.* is unknown.*cuda:N"):
-            training.resolve_device(name)
+            devices.resolve_device(name)
     with pytest.raises(UserError, match=r"train\.device=cuda:99, but this machine has"):
-        training.resolve_device("cuda:99")
+        devices.resolve_device("cuda:99")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
@@ -408,18 +408,18 @@ def test_precision_auto_on_a_cpu_follows_its_capabilities(monkeypatch, flags, ex
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
     cpu = torch.device("cpu")
-    assert training.resolve_precision("auto", cpu) == expected
-    assert training.resolve_precision("bf16", cpu) == "bf16"
-    assert training.resolve_precision("fp32", cpu) == "fp32"
+    assert devices.resolve_precision("auto", cpu) == expected
+    assert devices.resolve_precision("bf16", cpu) == "bf16"
+    assert devices.resolve_precision("fp32", cpu) == "fp32"
 
 
 def test_compile_auto_counts_steps():
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert not training.resolve_compile("auto", cpu, 3999)
-    assert training.resolve_compile("auto", cpu, 4000)
-    assert training.resolve_compile("auto", cuda, 1000)
-    assert training.resolve_compile("true", cpu, 1)
-    assert not training.resolve_compile("false", cuda, 10**6)
+    assert not devices.resolve_compile("auto", cpu, 3999)
+    assert devices.resolve_compile("auto", cpu, 4000)
+    assert devices.resolve_compile("auto", cuda, 1000)
+    assert devices.resolve_compile("true", cpu, 1)
+    assert not devices.resolve_compile("false", cuda, 10**6)
 
 
 @pytest.mark.parametrize("half", ["forward", "backward"])

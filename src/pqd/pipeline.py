@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from pqd import data, tracking, training
+from pqd import data, devices, tracking, training
 from pqd.cache import Cache, Entry, file_digest, key_of
 from pqd.config import Config
 from pqd.constraints.mask import sparsity
@@ -80,8 +80,8 @@ class _Run:
         self.folder = folder
         self.record = record
         self.tracker = tracker
-        self.device = training.resolve_device(config.train.device)
-        self.precision = training.resolve_precision(config.train.precision, self.device)
+        self.device = devices.resolve_device(config.train.device)
+        self.precision = devices.resolve_precision(config.train.precision, self.device)
         # With the cache off a run keeps its stages to itself, and still resumes from them.
         self.cache = Cache(Path(config.cache.dir) if config.cache.enabled else folder / "stages")
         self.dataset = data.load_dataset(config.dataset)
@@ -290,7 +290,7 @@ class _Run:
             "warmup": train.warmup,
             "device": self.device.type,
             "precision": self.precision,
-            "compile": training.resolve_compile(train.compile, self.device, steps),
+            "compile": devices.resolve_compile(train.compile, self.device, steps),
         }
 
     def _settings_identity(self, name: str) -> dict[str, Any]:

@@ -1,35 +1,31 @@
 """Trains and evaluates a network. Knows nothing of compression: a stage is a loss and hooks."""
 
-import contextlib
-import ctypes
 import hashlib
-import io
 import logging
 import math
-import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from pqd import checkpoints
 from pqd.config import TrainConfig
 from pqd.data import Batch
-from pqd.errors import UserError, choices
+from pqd.devices import (
+    Precision,
+    keep_freed_memory,
+    resolve_compile,
+    resolve_device,
+    resolve_precision,
+)
+from pqd.errors import UserError
 
 log = logging.getLogger(__name__)
 
 LossFn = Callable[[nn.Module, Batch], dict[str, Tensor]]
-Precision = Literal["fp32", "bf16"]
-
-# `train.compile=auto` compiles a stage of at least so many steps. Compiling costs 15 s (cached on
-# disk) to 100 s (cold) on a CPU, where it then saves a tenth of a step; on a GPU it saves half.
-COMPILE_FROM_STEPS = {"cpu": 4000, "cuda": 1000}
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 class Batches(Protocol):
@@ -96,11 +92,11 @@ def fit(
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # every batch has the same shape
     else:
-        _keep_freed_memory()
+        keep_freed_memory()
     optimizer = make_optimizer(model, settings)
     steps = epochs * len(batches)
     run = {"epochs": epochs, "steps": steps, "lr": lr, "seed": seed}
-    history = _resume(checkpoint, run, model, optimizer, device) if checkpoint else []
+    history = checkpoints.resume(checkpoint, run, model, optimizer, device) if checkpoint else []
     train_step = make_train_step(
         model,
         loss_fn,
@@ -144,7 +140,7 @@ def fit(
         metrics["seconds"] = time.perf_counter() - started
         history.append(metrics)
         if checkpoint:
-            _save(checkpoint, run, model, optimizer, history)
+            checkpoints.save(checkpoint, run, model, optimizer, history)
         on_epoch(metrics | {"eta_s": (epochs - epoch - 1) * metrics["seconds"]})
     return history
 
@@ -186,49 +182,6 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
     if step < rising:
         return peak * ((step + 1) / rising)
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / (steps - rising)))
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device that `train.device` names; `auto` is the first CUDA device, else the CPU.
-
-    Raises:
-        UserError: no such device.
-    """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return torch.device("cuda" if count else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not index.isdecimal())):
-        raise choices("train.device", name, ("auto", "cpu", "cuda", "cuda:N"))
-    if kind == "cuda" and int(index or 0) >= count:
-        found = f"only {count} CUDA device(s)" if count else "no CUDA device"
-        raise UserError(f"train.device={name}, but this machine has {found}; use auto or cpu")
-    return torch.device(name)
-
-
-def resolve_precision(name: str, device: torch.device) -> Precision:
-    """What `train.precision` means on `device`; `auto` is bf16 where the hardware computes in it.
-
-    On a CPU that is one with AVX512-BF16 or AMX; others emulate bf16, ten times slower than FP32.
-    """
-    if name in ("fp32", "bf16"):
-        return name  # type: ignore[return-value]
-    if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device) >= (8, 0) or bool(torch.version.hip)
-    else:
-        # Older versions of torch only have the private probe.
-        flags: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-        probe = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)
-        native = any(flags.get(f) for f in ("avx512_bf16", "amx_bf16")) if flags else probe()
-    return "bf16" if native else "fp32"
-
-
-def resolve_compile(name: str, device: torch.device, steps: int) -> bool:
-    """Whether `train.compile` compiles a stage of so many steps (see `COMPILE_FROM_STEPS`).
-
-    The rule counts steps, not seconds, so that a run's result does not depend on its timing.
-    """
-    return name == "true" or (name == "auto" and steps >= COMPILE_FROM_STEPS[device.type])
 
 
 def make_optimizer(model: nn.Module, settings: TrainConfig) -> torch.optim.SGD:
@@ -292,70 +245,6 @@ def make_train_step(
     return step
 
 
-def _keep_freed_memory() -> None:
-    """Makes glibc reuse freed blocks of any size.
-
-    By default it returns those of an activation's size to the kernel, and a step then spends 7 %
-    of its time in the page faults of getting them back.
-    """
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # another C library
-            libc = ctypes.CDLL(None)
-            libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-            libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
-
-
 def _epoch_seed(seed: int, epoch: int) -> int:
     digest = hashlib.sha256(f"{seed}/{epoch}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
-
-
-def _save(
-    path: Path,
-    run: dict[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    history: list[dict[str, float]],
-) -> None:
-    buffer = io.BytesIO()
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    torch.save(state | {"run": run, "history": history}, buffer)
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise UserError(f"cannot write the checkpoint {path}: {error.strerror}") from error
-
-
-def _resume(
-    path: Path,
-    run: dict[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    device: torch.device,
-) -> list[dict[str, float]]:
-    """Loads `path` into model and optimizer; a file that does not fit changes neither."""
-    if not path.exists():
-        return []
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-        if state["run"] != run:
-            raise ValueError(f"it belongs to a run with {state['run']}, this one has {run}")
-        shapes = {name: value.shape for name, value in model.state_dict().items()}
-        if {name: value.shape for name, value in state["model"].items()} != shapes:
-            raise ValueError("it belongs to another network")
-        history = list(state["history"])
-        optimizer.load_state_dict(state["optimizer"])
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        log.warning("ignoring the checkpoint %s and starting anew: %s", path, reason)
-        return []
-    model.load_state_dict(state["model"])
-    return history
