@@ -13,7 +13,7 @@ from torch import nn
 from nets import PreActivation, Residual, images, traced
 from pqd.constraints.mask import attach_masks, masks, set_masks
 from pqd.constraints.placement import insert_fake_quants
-from pqd.export.deploy import IntegerLayer, deployed
+from pqd.export.deploy import IntegerLayer, deployed, round_biases
 from pqd.export.onnx_file import write_onnx
 from pqd.stages.quantize import calibrate
 
@@ -49,6 +49,26 @@ class TestDeployed:
         # Rounding the bias to INT32 can move a value across one code of an activation.
         assert (own - folded).abs().max() < 0.02 * own.abs().max()
         assert (own.argmax(1) == folded.argmax(1)).float().mean() >= 0.995
+
+    @pytest.mark.parametrize("kind", [Residual, PreActivation])
+    def test_rounded_biases_are_deployed_as_they_are(self, kind):
+        model = compressed(kind)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "bias" in name:
+                    parameter.add_(torch.randn_like(parameter))
+        before = [m for m in deployed(model).modules() if isinstance(m, IntegerLayer)]
+        round_biases(model)
+        network = deployed(model)
+        after = [m for m in network.modules() if isinstance(m, IntegerLayer)]
+        x = images(200, seed=9)
+        with torch.no_grad():
+            own, folded = model(x), network(x)
+        for old, new in zip(before, after, strict=True):
+            assert torch.equal(old.bias_codes, new.bias_codes)
+            assert torch.equal(old.codes, new.codes)
+        # What is left is the order of float32 sums.
+        assert ((own - folded).abs() < 1e-4 * own.abs().max()).float().mean() > 0.95
 
     def test_a_float_network_is_only_folded(self):
         model = traced(Residual).eval()

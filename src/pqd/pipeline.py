@@ -24,6 +24,7 @@ from pqd.constraints.mask import sparsity
 from pqd.constraints.network import WEIGHTS, Blueprint, load_network, load_weights, save_network
 from pqd.errors import UserError
 from pqd.export import artifact
+from pqd.export.deploy import round_biases
 from pqd.measure import has_vnni, provenance
 from pqd.progress import StageProgress, make_console, stage_table
 from pqd.record import FILE, new_record, read_json, write_json
@@ -217,7 +218,8 @@ class _Run:
             raise UserError("the weights are not finite any more; a lower train.lr usually helps")
         last = history[-1] if history else {}
         accuracy = last.get("validation_accuracy") or self._validation_accuracy(model)
-        save_network(model.cpu(), self.blueprint, folder)
+        round_biases(model.cpu())
+        save_network(model, self.blueprint, folder)
         return {
             "epochs": len(history),
             "seconds": round(seconds, 2),

@@ -21,6 +21,7 @@ class Quantize(Stage):
     """
 
     name = "quantize"
+    version = 2
 
     def __init__(
         self,
