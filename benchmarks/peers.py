@@ -153,7 +153,7 @@ def torchao_pt2e(
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
     images = [torch.from_numpy(image[None]) for batch in batches for image in batch]
-    exported = torch.export.export(_without_shared_modules(network), (images[0],)).module()
+    exported = torch.export.export(without_shared_modules(network), (images[0],)).module()
     quantizer = x86.X86InductorQuantizer()
     quantizer.set_global(
         x86.get_default_x86_inductor_quantization_config(reduce_range=not has_vnni())
@@ -165,7 +165,7 @@ def torchao_pt2e(
     return {"torchao pt2e inductor": Contestant("torch_compiled", convert_pt2e(prepared))}
 
 
-def _without_shared_modules(network: fx.GraphModule) -> fx.GraphModule:
+def without_shared_modules(network: fx.GraphModule) -> fx.GraphModule:
     """Gives every call its own module: the quantizer fails on a ReLU that is called twice."""
     network = copy.deepcopy(network)
     for number, node in enumerate(network.graph.nodes):

@@ -132,6 +132,7 @@ class Bench:
 
     def torchao(self) -> Step:
         """QAT by torchao's PT2E flow, with the quantizer for x86."""
+        from peers import without_shared_modules
         from torchao.quantization.pt2e import allow_exported_model_train_eval
         from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
         from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
@@ -139,15 +140,7 @@ class Bench:
             get_default_x86_inductor_quantization_config,
         )
 
-        model = self.build()
-        called = set()
-        for node in model.graph.nodes:  # the quantizer wants every call to have its own module
-            if node.op == "call_module" and node.target in called:
-                module, node.target = model.get_submodule(node.target), f"own_{node.name}"
-                model.add_submodule(node.target, copy.deepcopy(module))
-            called.add(node.target)
-            node.meta.clear()  # names the module it was traced from
-        model.recompile()
+        model = without_shared_modules(self.build())
         exported = torch.export.export(model.train(), (self.images,)).module()
         quantizer = X86InductorQuantizer()
         quantizer.set_global(get_default_x86_inductor_quantization_config(is_qat=True))
