@@ -39,7 +39,7 @@ from pqd.constraints.mask import attach_masks, set_masks
 from pqd.constraints.placement import insert_fake_quants
 from pqd.devices import resolve_device, resolve_precision
 from pqd.measure import machine
-from pqd.stages import Distill, Stage
+from pqd.stages import Distill, Stage, frozen
 from pqd.stages.prune import prunable_layers
 from pqd.stages.quantize import calibrate
 from pqd.training import (
@@ -94,7 +94,7 @@ class Bench:
             calibrate(model, [self.images])
         stage = Stage(0.0)
         if name in ("kd", "all"):
-            stage = Distill(DistillConfig(), 0.0, self.build().eval().requires_grad_(False))
+            stage = Distill(DistillConfig(), 0.0, frozen(self.build()))
         return self.step(model.train(), stage.loss)
 
     def step(self, model: nn.Module, loss: LossFn) -> Step:
@@ -191,7 +191,8 @@ def ratios(bench: Bench, args: argparse.Namespace) -> None:
         name: lambda name=name: bench.variant(name)  # type: ignore[misc]
         for name in VARIANTS
     }
-    makers |= {"torchao PT2E qat": bench.torchao, "NNCF qat": bench.nncf}
+    if args.peers:
+        makers |= {"torchao PT2E qat": bench.torchao, "NNCF qat": bench.nncf}
     steps: dict[str, Step] = {}
     for name, make in makers.items():
         try:
@@ -321,6 +322,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=9, help="at least 2")
     parser.add_argument("--steps", type=int, default=1, help="per round")
+    parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--variant", default="all", choices=VARIANTS, help="for profile")
     parser.add_argument("--data", type=Path, default="data", help="dataset.root, for memory")
     parser.add_argument(

@@ -12,7 +12,8 @@ from pqd.errors import UserError, choices
 Precision = Literal["fp32", "bf16"]
 
 # `train.compile=auto` compiles a stage of at least so many steps. Compiling costs 15 s (cached on
-# disk) to 100 s (cold) on a CPU, where it then saves a tenth of a step; on a GPU it saves half.
+# disk) to 100 s (cold) on a CPU, where it then saves a tenth of a step in FP32 and nothing in bf16
+# (benchmarks/README.md); on a GPU it saves half.
 COMPILE_FROM_STEPS = {"cpu": 4000, "cuda": 1000}
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -53,12 +54,15 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
     return "bf16" if native else "fp32"
 
 
-def resolve_compile(name: str, device: torch.device, steps: int) -> bool:
+def resolve_compile(name: str, device: torch.device, precision: Precision, steps: int) -> bool:
     """Whether `train.compile` compiles a stage of so many steps (see `COMPILE_FROM_STEPS`).
 
     The rule counts steps, not seconds, so that a run's result does not depend on its timing.
     """
-    return name == "true" or (name == "auto" and steps >= COMPILE_FROM_STEPS[device.type])
+    if name == "auto":
+        saves = device.type == "cuda" or precision == "fp32"
+        return saves and steps >= COMPILE_FROM_STEPS[device.type]
+    return name == "true"
 
 
 def keep_freed_memory() -> None:

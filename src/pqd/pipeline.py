@@ -28,7 +28,7 @@ from pqd.export.deploy import round_biases
 from pqd.measure import has_vnni, provenance
 from pqd.progress import StageProgress, make_console, stage_table
 from pqd.record import FILE, new_record, read_json, write_json
-from pqd.stages import STAGES, Distill, Prune, Quantize, Stage
+from pqd.stages import STAGES, Distill, Prune, Quantize, Stage, frozen
 
 ENTRY_RECORD = "record.json"
 
@@ -246,9 +246,8 @@ class _Run:
 
     def _teacher(self) -> nn.Module:
         path = self.config.distill.teacher
-        teacher = load_network(Path(path) if path else self.baseline.folder)
-        teacher = teacher.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        teacher.eval().requires_grad_(False)
+        teacher = frozen(load_network(Path(path) if path else self.baseline.folder))
+        teacher.to(self.device)
         images = next(self.batches.epoch(0)).images
         classes = teacher(images[:1]).shape[1]
         if classes != self.blueprint.classes:
@@ -292,7 +291,7 @@ class _Run:
             "warmup": train.warmup,
             "device": self.device.type,
             "precision": self.precision,
-            "compile": devices.resolve_compile(train.compile, self.device, steps),
+            "compile": devices.resolve_compile(train.compile, self.device, self.precision, steps),
         }
 
     def _settings_identity(self, name: str) -> dict[str, Any]:

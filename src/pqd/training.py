@@ -97,13 +97,9 @@ def fit(
     steps = epochs * len(batches)
     run = {"epochs": epochs, "steps": steps, "lr": lr, "seed": seed}
     history = checkpoints.resume(checkpoint, run, model, optimizer, device) if checkpoint else []
-    train_step = make_train_step(
-        model,
-        loss_fn,
-        device,
-        resolve_precision(settings.precision, device),
-        resolve_compile(settings.compile, device, steps),
-    )
+    precision = resolve_precision(settings.precision, device)
+    compiled = resolve_compile(settings.compile, device, precision, steps)
+    train_step = make_train_step(model, loss_fn, device, precision, compiled)
 
     for epoch in range(len(history), epochs):
         started = time.perf_counter()

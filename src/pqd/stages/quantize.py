@@ -21,7 +21,7 @@ class Quantize(Stage):
     """
 
     name = "quantize"
-    version = 2
+    version = 3
 
     def __init__(
         self,
