@@ -155,11 +155,14 @@ class TestOrders:
         assert [s["stage"] for s in again["stages"] if not s["cached"]] == retrained
 
     def test_a_teacher_asked_once_teaches_the_same(self, tmp_path):
-        still = replace(config(tmp_path, "d").dataset, augment=AugmentConfig(0, False))
+        base = config(tmp_path, "d")
+        still = replace(base.dataset, augment=AugmentConfig(0, False))
+        train = replace(base.train, precision="fp32")  # as the logits are asked for
         losses = []
         for known in (False, True):
             distill = DistillConfig(cache_logits=known)
-            record = run(tmp_path, "d", f"known{known}", dataset=still, distill=distill)
+            changes = {"dataset": still, "distill": distill, "train": train}
+            record = run(tmp_path, "d", f"known{known}", **changes)
             assert not record["stages"][-1]["cached"]
             losses.append([epoch["kd_loss"] for epoch in record["stages"][-1]["history"]])
         assert losses[1] == pytest.approx(losses[0], rel=1e-4)
