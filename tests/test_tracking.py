@@ -46,6 +46,11 @@ def _own_wandb(tmp_path_factory):
         wandb.teardown()
 
 
+@pytest.fixture(autouse=True)
+def _reachable(monkeypatch):
+    monkeypatch.setattr(tracking, "_unreachable", threading.Event())
+
+
 def make_config(order="pqd"):
     return Config(
         seed=3,
@@ -311,12 +316,16 @@ def broken(*_, **__):
 class FakeRun:
     """A run in which everything works."""
 
+    resumed = False
+
     def __init__(self, **_):
-        self.config, self.summary, self.exit_codes = {}, {}, []
+        self.config, self.summary, self.exit_codes, self.logged = {}, {}, [], []
 
     def define_metric(self, *_, **__): ...
 
-    def log(self, _): ...
+    def log(self, values):
+        self.logged.append(values)
+        self.summary.update(values)
 
     def log_artifact(self, *_, **__): ...
 
@@ -343,6 +352,7 @@ def test_trouble_is_one_warning(config, tmp_path, monkeypatch, caplog, call, tro
     reason = "no space left on device" if trouble is broken else "no answer within 0 s"
     assert warnings_of(caplog) == [f"W&B: {reason}. The run goes on without it."]
     assert ended == [True]
+    assert tracking._unreachable.is_set() == (trouble is hang)  # and the next run does not wait
     if trouble is broken and call in ("log", "log_artifact"):
         assert run.exit_codes == [0]  # finished all the same
 
@@ -437,7 +447,6 @@ def test_server_that_is_down_makes_this_and_the_next_runs_offline(
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
     monkeypatch.setattr(tracking, "INIT_SECONDS", 0.5)
-    monkeypatch.setattr(tracking, "_unreachable", threading.Event())
     wandb.teardown()
     for name in ("a", "b"):
         with tracking.start(config, tmp_path / name, name) as tracker:
@@ -446,6 +455,50 @@ def test_server_that_is_down_makes_this_and_the_next_runs_offline(
         assert (found.exit, found.summary["final/accuracy"]) == (0, 98)
     (warning,) = warnings_of(caplog)
     assert warning.endswith("Logging offline; upload with `wandb sync`.")
+
+
+def test_an_upload_that_takes_too_long_makes_the_next_runs_offline(
+    config, tmp_path, monkeypatch, caplog
+):
+    def too_long(_):
+        raise TimeoutError("Timed out finishing run.")
+
+    runs, modes = [FakeRun(), FakeRun()], []
+    runs[0].finish = too_long
+    opened = iter(runs)
+    monkeypatch.setattr(tracking, "_end_service", lambda: None)
+    monkeypatch.setattr(wandb, "login", lambda **_: True)
+    monkeypatch.setattr(wandb, "init", lambda mode, **_: modes.append(mode) or next(opened))
+    config.logger.mode = "online"
+    for name in ("a", "b"):
+        with tracking.start(config, tmp_path / name, name) as tracker:
+            tracker.finish(completed(), [])
+    assert modes == ["online", "offline"]
+    assert warnings_of(caplog) == ["W&B: Timed out finishing run. The run goes on without it."]
+
+
+@pytest.mark.parametrize("resumed", [True, False], ids=["online", "offline"])
+def test_a_stage_that_goes_on_is_whole_and_its_summary_is_its_last_epochs(
+    config, tmp_path, monkeypatch, resumed
+):
+    """The run online has the baseline and an epoch of pruning; one offline begins anew."""
+    run = FakeRun()
+    run.resumed = resumed
+    if resumed:
+        run.summary |= {"baseline/epoch": 2, "prune/epoch": 1}
+    monkeypatch.setattr(wandb, "init", lambda **_: run)
+    result = completed()
+    result["stages"][1]["history"] = epochs([1, 2, 3])
+    with tracking.start(config, tmp_path, "x") as tracker:
+        tracker.epoch("prune", epochs([3])[0])
+        tracker.finish(result, [])
+    logged = [(k, v) for row in run.logged for k, v in row.items() if k.endswith("/epoch")]
+    earlier = [] if resumed else [("baseline/epoch", 1), ("baseline/epoch", 2), ("prune/epoch", 1)]
+    assert sorted(logged) == sorted(
+        [*earlier, ("prune/epoch", 2), ("prune/epoch", 3)]
+        + [(f"{stage}/epoch", epoch) for stage in ("quantize", "distill") for epoch in (1, 2)]
+    )
+    assert (run.summary["prune/epoch"], run.summary["prune/loss"]) == (3, 1 / 3)
 
 
 def test_sweep_leaves_one_summary_run_with_the_frontier(config, tmp_path):

@@ -16,7 +16,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from pqd.config import Config, LoggerConfig
-from pqd.tracking_records import record_epoch, record_result, record_sweep, upload_model
+from pqd.tracking_records import (
+    last_epochs,
+    record_epoch,
+    record_result,
+    record_sweep,
+    upload_model,
+)
 
 if TYPE_CHECKING:
     import wandb
@@ -40,6 +46,7 @@ class Tracker:
         self._calls: queue.SimpleQueue[Callable[[Any], object] | int] = queue.SimpleQueue()
         self._failed = False
         self._logged: set[tuple[str, float]] = set()
+        self._before: dict[str, float] = {}  # the last epoch of each stage that an attempt uploaded
         self._thread: threading.Thread | None = None
         if open_run is not None:
             self._thread = threading.Thread(target=self._work, args=(open_run,), daemon=True)
@@ -56,8 +63,7 @@ class Tracker:
         Epochs that were not logged, because the stage came from the cache or an earlier process
         trained them, are logged from the result: the curves are always whole.
         """
-        logged = self._logged
-        self.call(lambda run: record_result(run, result, logged))
+        self.call(lambda run: record_result(run, result, self._is_logged))
         if result["status"] == "completed":
             self.call(lambda run: upload_model(run, result, files))
         self.close(exit_code=0 if result["status"] == "completed" else 1)
@@ -75,6 +81,7 @@ class Tracker:
         self._calls.put(exit_code)
         thread.join(END_SECONDS)
         if thread.is_alive():
+            _unreachable.set()
             self._fail(f"no answer within {END_SECONDS:.0f} s")
         if self._failed:
             _end_service()
@@ -94,16 +101,23 @@ class Tracker:
 
     def _work(self, open_run: "Callable[[], wandb.Run]") -> None:
         run = self._try(open_run)
+        if run is not None:
+            self._before = self._try(last_epochs, run) or {}
         while not isinstance(call := self._calls.get(), int):
             if not self._failed:
                 self._try(call, run)
         if run is not None:
             self._try(run.finish, call)
 
+    def _is_logged(self, stage: str, epoch: float) -> bool:
+        return (stage, epoch) in self._logged or epoch <= self._before.get(stage, 0)
+
     def _try(self, function: Callable[..., Any], *arguments: object) -> Any:
         try:
             return function(*arguments)
         except (Exception, SystemExit) as error:
+            if isinstance(error, TimeoutError):
+                _unreachable.set()
             self._fail(str(error) or type(error).__name__)
 
     def _fail(self, reason: str) -> None:
@@ -185,6 +199,7 @@ def _open(logger: LoggerConfig, folder: Path, stages: list[str], job: dict[str, 
         "root_dir": str(folder),
         "init_timeout": INIT_SECONDS,
         "finish_timeout": UPLOAD_SECONDS,
+        "finish_timeout_raises": True,
         "silent": True,
         "console": "off",
         "symlink": False,

@@ -1,6 +1,7 @@
 """What a run and a sweep leave in W&B: metrics, figures under stable names, artifacts, tables."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,23 +12,36 @@ if TYPE_CHECKING:
 
 
 def record_epoch(run: "wandb.Run", stage: str, metrics: dict[str, float]) -> None:
-    """Logs an epoch as `stage/metric`; the time left is of the moment, and not a metric."""
-    run.log({f"{stage}/{key}": value for key, value in metrics.items() if key != "eta_s"})
+    """Logs an epoch as `stage/metric`."""
+    run.log(_named(stage, metrics))
 
 
-def record_result(run: "wandb.Run", result: dict[str, Any], logged: set[tuple[str, float]]) -> None:
-    """Writes the summary, and the epochs (stage, epoch) that are not in `logged`.
+def last_epochs(run: "wandb.Run") -> dict[str, float]:
+    """Returns the last epoch of each stage that a run which goes on online has already there."""
+    if not run.resumed:
+        return {}
+    epochs = [key for key in run.summary.keys() if key.endswith("/epoch")]  # noqa: SIM118
+    return {key.removesuffix("/epoch"): run.summary[key] for key in epochs}
+
+
+def record_result(
+    run: "wandb.Run", result: dict[str, Any], logged: Callable[[str, float], bool]
+) -> None:
+    """Writes the summary, and the epochs that are not logged yet.
 
     Args:
         run: an open run.
         result: a result.json, of a run with any status.
-        logged: the epochs logged while they were trained. The others came from the cache or were
-            trained by an earlier process.
+        logged: whether an epoch of a stage was logged while it was trained. The others came from
+            the cache or were trained by an earlier process.
     """
     for record in result["stages"]:
-        for metrics in record.get("history") or []:
-            if (record["stage"], metrics["epoch"]) not in logged:
+        history = record.get("history") or []
+        for metrics in history:
+            if not logged(record["stage"], metrics["epoch"]):
                 record_epoch(run, record["stage"], metrics)
+        if history:  # else the summary would be of what was logged last, an earlier epoch perhaps
+            run.summary.update(_named(record["stage"], history[-1]))
     run.config.update({"config_hash": result.get("config_hash")})
     run.summary.update(
         {
@@ -37,6 +51,11 @@ def record_result(run: "wandb.Run", result: dict[str, Any], logged: set[tuple[st
             **final_figures(result.get("final") or {}),
         }
     )
+
+
+def _named(stage: str, metrics: dict[str, float]) -> dict[str, float]:
+    """An epoch's metrics by their names; the time left is of the moment, and not one of them."""
+    return {f"{stage}/{key}": value for key, value in metrics.items() if key != "eta_s"}
 
 
 def final_figures(final: dict[str, Any]) -> dict[str, float]:
