@@ -80,12 +80,13 @@ def damaged_files(sweep):
 
 
 def entries(cache):
-    """The sound entries of a cache: what each is, by its key; a damaged one is an error."""
+    """The entries of a cache: what each is, by its key; a damaged one is an error."""
 
-    def refuse(line):
-        raise AssertionError(line)
+    def refuse(folder):
+        raise AssertionError(f"{folder} is damaged")
 
-    return {entry.key: entry.label for entry in Cache(cache, say=refuse).entries()}
+    here = Cache(cache)
+    return {item.key: item.label for item in here.items() if here.get(item.key, "", refuse)}
 
 
 def leftovers(folder):

@@ -5,9 +5,10 @@ one rename, complete, with the checksums of its files; what is found damaged is 
 
 Two jobs that want the same entry meet at a lock: one makes it, the other waits and reads it. The
 lock is `flock` (through `filelock`), which the kernel drops when its holder dies, SIGKILL
-included. On NFS, Linux turns flock into a byte-range lock held by the server (v3 with lockd since
-2.6.12, v4 by itself), so it excludes jobs on other machines too, and the server drops it when the
-client's lease runs out.
+included. On NFS, Linux turns flock into a byte-range lock held by the server, so it excludes jobs
+on other machines too, and the server drops it when the client's lease runs out. That holds for
+NFSv4, and for v3 with lockd; mounts with `nolock` or `local_lock` lock within one machine only,
+which cannot be seen from here. A file system without flock is refused.
 """
 
 import hashlib
@@ -15,14 +16,17 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from pqd.errors import UserError
 
 MANIFEST = "manifest.json"
+WAIT_SECONDS = 0.5  # between two looks at a lock that another job holds
 
 
 def key_of(identity: dict[str, Any]) -> str:
@@ -42,11 +46,18 @@ class Entry:
 
     key: str
     folder: Path
-    label: str
-    made: datetime
     files: tuple[Path, ...]
-    bytes: int
     cached: bool  # found rather than made by this call
+
+
+@dataclass(frozen=True)
+class Item:
+    """What the cache keeps under one key: an entry, or what an unfinished one left behind."""
+
+    key: str
+    label: str
+    used: datetime  # when it was last written or read
+    bytes: int
 
 
 class Cache:
@@ -65,41 +76,96 @@ class Cache:
         """Returns the entry `key`, calling `make(empty_folder)` to fill it if it is not there.
 
         Raises:
-            UserError: the cache's folder cannot be written.
+            UserError: the cache's folder cannot be written, or not be locked.
         """
-        from filelock import FileLock, Timeout
-
         if (entry := self._read(key)) is not None:
             return entry
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cache.dir={self.folder} cannot be made: {error.strerror}") from None
-        lock = FileLock(self.folder / f"{key}.lock")
+        waiting = f"{label}: another job is at it, waiting for its result"
+        with self._locked(key, lambda: self.say(waiting)):
+            # Whoever held the lock may have made the entry meanwhile. On NFS, opening the folder
+            # makes this machine forget that the entry was not there a moment ago.
+            os.listdir(self.folder)
+            return self._read(key) or self._make(key, label, make)
+
+    def items(self) -> list[Item]:
+        """Returns all that is there, what was used longest ago first. Checksums are not checked."""
+        keys = {path.name.partition(".")[0] for path in self.folder.glob("*")}
+        found = (self._item(key) for key in keys)
+        return sorted((i for i in found if i is not None), key=lambda item: (item.used, item.key))
+
+    def prune(self, before: datetime) -> Iterator[Item]:
+        """Deletes what was not used since `before`, and yields it; what a job is at stays.
+
+        Locks stay too: they are empty, and to remove one that a job on another machine is just
+        opening would let two jobs in.
+        """
+        for key in [item.key for item in self.items() if item.used < before]:
+            with suppress(TimeoutError), self._locked(key, None):
+                item = self._item(key)
+                if item is None or item.used >= before:  # a job was at it meanwhile
+                    continue
+                for path in self._paths(key):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                yield item
+
+    @contextmanager
+    def _locked(self, key: str, on_wait: Callable[[], None] | None) -> Iterator[None]:
+        """Holds an entry's lock; where it is held, waits after `on_wait()`.
+
+        Raises:
+            TimeoutError: the lock is held and there is no `on_wait`.
+        """
+        from filelock import FileLock
+
+        lock = FileLock(self.folder / f"{key}.lock", fallback_to_soft=False)
         try:
             lock.acquire(timeout=0)
-        except Timeout:
-            self.say(f"{label}: another job is at it, waiting for its result")
-            lock.acquire()
+        except TimeoutError:
+            if on_wait is None:
+                raise
+            on_wait()
+            lock.acquire(poll_interval=WAIT_SECONDS)
+        except OSError as error:
+            raise UserError(
+                f"{self.folder} cannot be locked: {error.strerror}; the cache (cache.dir) must be "
+                "writable, on a local disk, NFSv4, or NFSv3 with lockd"
+            ) from None
         try:
-            # Whoever held the lock may have made it meanwhile.
-            return self._read(key) or self._make(key, label, make)
+            yield
         finally:
             lock.release()
 
-    def entries(self) -> Iterator[Entry]:
-        """Yields the entries that are there and sound, oldest first."""
-        found = (self._read(path.parent.name) for path in self.folder.glob(f"*/{MANIFEST}"))
-        yield from sorted((e for e in found if e is not None), key=lambda entry: entry.made)
+    def _paths(self, key: str) -> list[Path]:
+        """Everything there is under a key but its lock."""
+        names = (key, f"{key}.partial", f"{key}.checkpoint", f"{key}.checkpoint.part")
+        return [path for name in names if (path := self.folder / name).exists()]
 
-    def remove(self, entry: Entry) -> None:
-        """Deletes an entry, its lock and its checkpoint."""
-        shutil.rmtree(entry.folder)
-        self.checkpoint(entry.key).unlink(missing_ok=True)
-        (self.folder / f"{entry.key}.lock").unlink(missing_ok=True)
+    def _item(self, key: str) -> Item | None:
+        entry, paths = self.folder / key, self._paths(key)
+        if not paths:
+            return None
+        label = "unfinished"
+        if entry in paths:
+            try:
+                label = str(json.loads((entry / MANIFEST).read_text())["label"])
+            except (OSError, ValueError, KeyError, TypeError):
+                label = "damaged"
+        files = [file for path in paths for file in (path, *path.rglob("*"))]
+        try:
+            stats = [file.stat() for file in files]
+        except FileNotFoundError:  # a job is at it
+            return None
+        used = datetime.fromtimestamp(max(stat.st_mtime for stat in stats), UTC)
+        return Item(key, label, used, sum(s.st_size for s in stats if S_ISREG(s.st_mode)))
 
     def _make(self, key: str, label: str, make: Callable[[Path], None]) -> Entry:
-        temporary = self.folder / f"{key}.partial"
+        temporary, final = self.folder / f"{key}.partial", self.folder / key
+        if final.exists():  # and yet it could not be read
+            self.say(f"cache entry {final} is damaged; it is made again")
         shutil.rmtree(temporary, ignore_errors=True)  # left by a killed job
         temporary.mkdir()
         make(temporary)
@@ -112,13 +178,13 @@ class Cache:
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
         for path in (*files, temporary / MANIFEST):
             _sync(path)
-        final = self.folder / key
-        shutil.rmtree(final, ignore_errors=True)  # a damaged one
+        shutil.rmtree(final, ignore_errors=True)
         os.rename(temporary, final)
         self.checkpoint(key).unlink(missing_ok=True)
         return self._entry(key, manifest, cached=False)
 
     def _read(self, key: str) -> Entry | None:
+        """Returns a sound entry, from now on used just now; None if there is none."""
         folder = self.folder / key
         try:
             manifest = json.loads((folder / MANIFEST).read_text())
@@ -127,27 +193,17 @@ class Cache:
                 and file_digest(folder / name) == file["sha256"]
                 for name, file in manifest["files"].items()
             )
-        except FileNotFoundError:
-            sound = not folder.exists()
-            if sound:
-                return None
-        except (ValueError, KeyError, TypeError):
-            sound = False
-        if not sound:
-            self.say(f"cache entry {folder} is damaged; it is made again")
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
+        if not sound:
+            return None
+        with suppress(OSError):  # another user's
+            os.utime(folder / MANIFEST)
         return self._entry(key, manifest, cached=True)
 
     def _entry(self, key: str, manifest: dict[str, Any], *, cached: bool) -> Entry:
-        return Entry(
-            key=key,
-            folder=self.folder / key,
-            label=manifest["label"],
-            made=datetime.fromisoformat(manifest["made"]),
-            files=tuple(self.folder / key / name for name in manifest["files"]),
-            bytes=sum(file["bytes"] for file in manifest["files"].values()),
-            cached=cached,
-        )
+        files = tuple(self.folder / key / name for name in manifest["files"])
+        return Entry(key, self.folder / key, files, cached)
 
 
 def _sync(path: Path) -> None:

@@ -54,11 +54,16 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--output", type=Path, help="default: the first folder")
     report.set_defaults(run=_report)
 
-    cache = commands.add_parser("cache", help="list or delete finished stages")
+    cache = commands.add_parser(
+        "cache", help="list or delete finished stages and what killed jobs left"
+    )
     cache.add_argument("action", choices=["ls", "prune"])
     cache.add_argument("--dir", type=Path, default=CACHE, help="default: %(default)s")
     cache.add_argument(
-        "--days", type=float, default=30, help="prune what is older (default: %(default)s)"
+        "--days",
+        type=float,
+        default=30,
+        help="prune what was not used for so long (default: %(default)s)",
     )
     cache.set_defaults(run=_cache)
 
@@ -109,17 +114,15 @@ def _cache(arguments: argparse.Namespace) -> None:
     from pqd.cache import Cache
 
     cache = Cache(arguments.dir)
-    entries = list(cache.entries())
     if arguments.action == "prune":
-        oldest = datetime.now(UTC) - timedelta(days=arguments.days)
-        entries = [entry for entry in entries if entry.made < oldest]
-    for entry in entries:
-        if arguments.action == "prune":
-            cache.remove(entry)
-        print(f"{entry.key}  {entry.made:%Y-%m-%d %H:%M}  {entry.bytes:>13,} B  {entry.label}")
+        items = list(cache.prune(datetime.now(UTC) - timedelta(days=arguments.days)))
+    else:
+        items = cache.items()
+    for item in items:
+        print(f"{item.key}  {item.used:%Y-%m-%d %H:%M}  {item.bytes:>13,} B  {item.label}")
     verb = "removed from" if arguments.action == "prune" else "in"
-    total = sum(entry.bytes for entry in entries)
-    print(f"{len(entries)} entries, {total:,} bytes, {verb} {arguments.dir}")
+    total = sum(item.bytes for item in items)
+    print(f"{len(items)} entries, {total:,} bytes, {verb} {arguments.dir}")
 
 
 def _dashboard(arguments: argparse.Namespace) -> None:
