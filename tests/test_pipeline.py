@@ -200,6 +200,9 @@ class TestResume:
         assert statuses == ["interrupted"] * 4 + ["completed"]
         for stage, expected in zip(record["stages"], whole["stages"], strict=True):
             assert stage["key"] == expected["key"]
+            # The costs of every try count, not only the last one's.
+            assert stage["seconds"] == round(sum(epoch["seconds"] for epoch in stage["history"]), 2)
+            assert [epoch["epoch"] for epoch in stage["history"]] == [1, 2]
             file = f"{stage['key']}/model.safetensors"
             assert file_digest(tmp_path / "cache" / file) == file_digest(tmp_path / "whole" / file)
         assert not list((tmp_path / "cache").glob("*.checkpoint"))
@@ -264,6 +267,51 @@ class TestArtifact:
         monkeypatch.setattr(artifact.measure, "machine", lambda: newer)
         assert subject.identity(()) == before[0]
         assert subject.identity(("onnxruntime", "openvino")) != before[1]
+
+
+@pytest.mark.usefixtures("unmeasured")
+class TestFolder:
+    """What a run's folder holds at which time, and that no other run takes it."""
+
+    def test_from_the_start_there_is_a_record(self, tmp_path, monkeypatch):
+        there = []
+
+        def look(self, *_):
+            there.append(json.loads((tmp_path / "run/result.json").read_text()))
+
+        monkeypatch.setattr(pipeline.StageProgress, "epoch", look)
+        record = run(tmp_path, "")
+        assert [(r["status"], r["reason"], r["stages"]) for r in there] == [
+            ("running", None, [])
+        ] * 2
+        assert there[0]["config_hash"] == record["config_hash"]
+        assert json.loads((tmp_path / "run/result.json").read_text())["status"] == "completed"
+
+    @pytest.mark.parametrize("status", ["completed", "running"])
+    def test_another_runs_results_are_not_replaced(self, tmp_path, monkeypatch, status):
+        record = run(tmp_path, "p")
+        path = tmp_path / "run/result.json"
+        path.write_text(json.dumps(record | {"status": status}))
+        before = path.read_bytes()
+        with pytest.raises(UserError) as caught:
+            run(tmp_path, "p", prune=PruneConfig(sparsity=0.5))
+        assert str(caught.value) == (
+            f"{tmp_path}/run holds another configuration's results (tiny_digits_p_s0.75_seed0, "
+            f"{status}), which would be lost; choose another folder or remove this one"
+        )
+        assert path.read_bytes() == before
+
+    @pytest.mark.parametrize("status", ["failed", "interrupted"])
+    def test_a_failed_one_is_replaced(self, tmp_path, status):
+        record = run(tmp_path, "p")
+        path = tmp_path / "run/result.json"
+        path.write_text(json.dumps(record | {"status": status}))
+        assert run(tmp_path, "", "run")["name"] == "tiny_digits_none_seed0"
+
+    def test_the_same_run_goes_on_wherever_it_keeps_its_stages(self, tmp_path):
+        run(tmp_path, "")
+        elsewhere = CacheConfig(True, str(tmp_path / "elsewhere"))
+        assert run(tmp_path, "", cache=elsewhere)["status"] == "completed"
 
 
 @pytest.mark.usefixtures("unmeasured")

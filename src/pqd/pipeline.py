@@ -27,7 +27,7 @@ from pqd.export import artifact
 from pqd.export.deploy import round_biases
 from pqd.measure import has_vnni, provenance
 from pqd.progress import StageProgress, make_console, stage_table
-from pqd.record import FILE, new_record, read_json, write_json
+from pqd.record import FILE, check_free, new_record, read_json, write_json
 from pqd.stages import STAGES, Distill, Prune, Quantize, Stage, frozen
 
 ENTRY_RECORD = "record.json"
@@ -40,18 +40,21 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
 
     Args:
         config: the checked configuration.
-        folder: receives `result.json` in every case and, when the run completes, the files that
+        folder: receives `result.json` from the start and, when the run completes, the files that
             `pqd.export.artifact` makes.
 
     Returns:
         The content of `result.json`.
 
     Raises:
-        UserError: the user's mistake, also written down as the result's reason.
+        UserError: the user's mistake, also written down as the result's reason; or the folder
+            holds another run's results.
     """
-    record = new_record(config)
-    start = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
+    check_free(folder, config)
+    record = new_record(config)
+    write_json(folder / FILE, record)  # what a run that dies leaves
+    start = time.monotonic()
     with tracking.start(config, folder, record["name"]) as tracker:
         try:
             _Run(config, folder, record, tracker).complete()
@@ -60,7 +63,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
             record |= {"status": "interrupted", "reason": "stopped by Ctrl-C"}
             raise
         except BaseException as error:
-            record["reason"] = str(error) or type(error).__name__
+            record |= {"status": "failed", "reason": str(error) or type(error).__name__}
             raise
         finally:
             record["provenance"]["seconds"] = round(time.monotonic() - start, 2)
@@ -173,7 +176,6 @@ class _Run:
         """Trains a stage, saves the network into `folder` and returns the stage's figures."""
         config, epochs = self.config, getattr(self.config.train.epochs, name)
         seed = stage_seed(config.seed, name)
-        start = time.monotonic()
         if parent is None:
             self._try_order()
             torch.manual_seed(seed)
@@ -182,7 +184,7 @@ class _Run:
             model = load_network(parent.folder)
         if parent is None and config.baseline.checkpoint:
             load_weights(model, Path(config.baseline.checkpoint))
-            return self._finish(model, [], time.monotonic() - start, folder)
+            return self._finish(model, [], folder)
         stage = self._build(name, seed)
         stage.attach(model)
         with StageProgress(name, epochs, epochs * len(self.batches)) as shown:
@@ -208,10 +210,10 @@ class _Run:
                 on_epoch=on_epoch,
                 checkpoint=checkpoint,
             )
-        return self._finish(model, history, time.monotonic() - start, folder)
+        return self._finish(model, history, folder)
 
     def _finish(
-        self, model: fx.GraphModule, history: list[dict[str, float]], seconds: float, folder: Path
+        self, model: fx.GraphModule, history: list[dict[str, float]], folder: Path
     ) -> dict[str, Any]:
         tensors = model.state_dict().values()
         if not all(t.isfinite().all() for t in tensors):  # the last step may have been too far
@@ -222,7 +224,8 @@ class _Run:
         save_network(model, self.blueprint, folder)
         return {
             "epochs": len(history),
-            "seconds": round(seconds, 2),
+            # Of all epochs, also of those that an earlier process trained.
+            "seconds": round(sum(epoch["seconds"] for epoch in history), 2),
             "loss": last.get("loss"),
             "validation_accuracy": accuracy,
             "sparsity": sparsity(model),

@@ -3,12 +3,14 @@
 import hashlib
 import json
 import os
+import uuid
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pqd.config import Config
+from pqd.errors import UserError
 
 SCHEMA = 1
 FILE = "result.json"
@@ -22,19 +24,22 @@ def run_name(config: Config) -> str:
     return "_".join((*parts, f"seed{config.seed}"))
 
 
-def new_record(config: Config) -> dict[str, Any]:
-    """Returns the record of a run that has just started."""
-    resolved = asdict(config)
+def config_hash(config: Config) -> str:
+    """Returns 16 hex digits that two runs share if they are the same run."""
     # Where stages are kept and metrics go does not make it another run.
-    identity = {k: v for k, v in resolved.items() if k not in ("cache", "logger")}
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    identity = {k: v for k, v in asdict(config).items() if k not in ("cache", "logger")}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def new_record(config: Config) -> dict[str, Any]:
+    """Returns the record of a run that has just started; one that stays so has died."""
     return {
         "schema": SCHEMA,
-        "status": "failed",
-        "reason": "the run was stopped from outside",
+        "status": "running",
+        "reason": None,
         "name": run_name(config),
-        "config_hash": digest[:16],
-        "config": resolved,
+        "config_hash": config_hash(config),
+        "config": asdict(config),
         "stages": [],
         "final": None,
         "provenance": {"started": datetime.now(UTC).isoformat(timespec="seconds")},
@@ -42,9 +47,27 @@ def new_record(config: Config) -> dict[str, Any]:
     }
 
 
+def check_free(folder: Path, config: Config) -> None:
+    """Sees to it that a run does not replace another one's results.
+
+    Raises:
+        UserError: the folder holds the results of another configuration, finished or under way.
+    """
+    try:
+        there = read_json(folder / FILE)
+    except (OSError, ValueError):  # none, or nothing that could be lost
+        return
+    same = there.get("config_hash") == config_hash(config)
+    if there.get("status") in ("completed", "running") and not same:
+        raise UserError(
+            f"{folder} holds another configuration's results ({there['name']}, "
+            f"{there['status']}), which would be lost; choose another folder or remove this one"
+        )
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a JSON file atomically."""
-    temporary = path.with_name(f"{path.name}.tmp")
+    """Writes a JSON file atomically, whoever else writes it."""
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     temporary.write_text(json.dumps(content, indent=1))
     os.replace(temporary, path)
 
