@@ -105,6 +105,14 @@ def other_codes(package: bytes, rng: random.Random) -> bytes:
     return package[: len(package) - codes] + rng.choice((bytes, rng.randbytes))(codes)
 
 
+def swollen(package: bytes, rng: random.Random) -> bytes:
+    """The package with more coded weights than it has any use for, and a header that says so."""
+    fields = list(HEADER.unpack_from(package))
+    more = rng.choice((4, 1000, 10**6, 2**24))
+    fields[5] += more
+    return HEADER.pack(*fields) + package[HEADER.size :] + bytes(more)
+
+
 def main() -> None:
     """Runs the fuzzer and prints what happened."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -119,10 +127,11 @@ def main() -> None:
         model.write_bytes(tiny_model())
         pack(model, path)
         package, content = path.read_bytes(), model.read_bytes()
+        mutators = [damaged] * 36 + [lying_header, lying_cuts, other_codes] * 12 + [swollen]
         in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (in_use + MEMORY, in_use + MEMORY))
         for number in range(options.count):
-            mutate = rng.choice((damaged, damaged, damaged, lying_header, lying_cuts, other_codes))
+            mutate = rng.choice(mutators)
             mutant = mutate(package, rng)
             if mutate is not damaged or rng.random() < 1 / 3:
                 mutant = forged(mutant)

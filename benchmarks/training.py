@@ -19,7 +19,9 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -43,6 +45,7 @@ from pqd.stages import Distill, Stage, frozen
 from pqd.stages.prune import prunable_layers
 from pqd.stages.quantize import calibrate
 from pqd.training import (
+    Batches,
     LossFn,
     evaluate,
     fit,
@@ -52,6 +55,8 @@ from pqd.training import (
 
 VARIANTS = ("dense", "masked", "qat", "kd", "all")
 LR = 0.01
+T = TypeVar("T")
+U = TypeVar("U")
 Step = Callable[[], object]
 
 
@@ -193,17 +198,9 @@ def ratios(bench: Bench, args: argparse.Namespace) -> None:
     }
     if args.peers:
         makers |= {"torchao PT2E qat": bench.torchao, "NNCF qat": bench.nncf}
-    steps: dict[str, Step] = {}
-    for name, make in makers.items():
-        try:
-            steps[name] = make()
-            steps[name]()
-            steps[name]()
-        except Exception as error:  # a peer that is missing or fails is said so
-            if name in VARIANTS:
-                raise
-            steps.pop(name, None)
-            print(f"left out {name}: {type(error).__name__}: {str(error).splitlines()[0]}")
+    steps = _tried(makers, lambda make: make())
+    # Compiling starts only now: making a step makes torch forget what it has compiled.
+    _tried(steps, lambda step: (step(), step()))
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(args.rounds):
         for name, step in steps.items():
@@ -217,10 +214,38 @@ def ratios(bench: Bench, args: argparse.Namespace) -> None:
         print(f"| {name} | {speed:,.0f} | {middle:.3f} | {low:.3f} to {high:.3f} |")
 
 
+def _tried(given: dict[str, T], action: Callable[[T], U]) -> dict[str, U]:
+    """Acts on everything; a peer that fails at it is said so and left out."""
+    done = {}
+    for name, one in list(given.items()):
+        try:
+            done[name] = action(one)
+        except Exception as error:
+            if name in VARIANTS:
+                raise
+            del given[name]
+            print(f"left out {name}: {type(error).__name__}: {str(error).splitlines()[0]}")
+    return done
+
+
+class FirstSteps:
+    """The first steps of each epoch."""
+
+    def __init__(self, batches: Batches, steps: int) -> None:  # noqa: D107
+        self.batches, self.steps = batches, steps
+
+    def __len__(self) -> int:  # noqa: D105
+        return self.steps
+
+    def epoch(self, seed: int) -> Iterator[data.Batch]:  # noqa: D102
+        return islice(self.batches.epoch(seed), self.steps)
+
+
 def whole_fit(bench: Bench, args: argparse.Namespace) -> None:
     bare = bench.bare()
-    dataset = bench.random_images(args.steps * args.batch_size)
-    batches = data.TrainBatches(dataset, AugmentConfig(), args.batch_size, bench.device)
+    dataset = bench.random_images(45_000)
+    everything = data.TrainBatches(dataset, AugmentConfig(), args.batch_size, bench.device)
+    batches = FirstSteps(everything, args.steps)
     rates: list[tuple[float, float]] = []
 
     def on_epoch(metrics: dict[str, float]) -> None:
@@ -262,18 +287,9 @@ def memory(bench: Bench, args: argparse.Namespace) -> None:
         rows = data.Split(*(part[:2000] for part in (dataset.test.images, dataset.test.labels)))
         return evaluate(model, data.eval_batches(rows, dataset, 500, bench.device))
 
-    class Few:
-        """The first steps of each epoch."""
-
-        def __len__(self) -> int:
-            return args.steps
-
-        def epoch(self, seed: int) -> Iterator[data.Batch]:
-            return (batch for batch, _ in zip(batches.epoch(seed), range(args.steps), strict=False))
-
     fit(
         model,
-        Few(),
+        FirstSteps(batches, args.steps),
         Stage(0.0).loss,
         settings=bench.settings,
         epochs=2,
@@ -322,7 +338,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=9, help="at least 2")
     parser.add_argument("--steps", type=int, default=1, help="per round")
-    parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument(
+        "--peers", action=argparse.BooleanOptionalAction, default=True, help="for ratios"
+    )
     parser.add_argument("--variant", default="all", choices=VARIANTS, help="for profile")
     parser.add_argument("--data", type=Path, default="data", help="dataset.root, for memory")
     parser.add_argument(

@@ -7,7 +7,10 @@ import pytest
 from onnx import helper
 from PIL import Image
 
-from pqd.config import DatasetConfig, RuntimeConfig
+from pqd.config import BackboneConfig, DatasetConfig, RuntimeConfig
+from pqd.constraints.mask import attach_masks, masks
+from pqd.constraints.network import Blueprint, save_network
+from pqd.data import load_dataset
 from pqd.errors import UserError
 from pqd.export.package import pack
 from pqd.measure import bench, conditions, predict, timings
@@ -36,13 +39,15 @@ def test_bench_writes_a_record_beside_what_it_measures(tmp_path, monkeypatch, ca
     assert [row["model"] for row in single["latency"]] == ["int8"]
     assert single["latency"][0]["speedup"] is None
     assert folder["accuracy_by_runtime"] == {}
+    assert folder["provenance"]["started"][:2] == "20"  # the later one counts in a report
     assert "accuracy is not measured" in caplog.text
 
 
-def test_bench_measures_accuracy_where_the_data_set_is(tmp_path):
+def test_bench_measures_accuracy_where_the_data_set_is(tmp_path, caplog):
     config = asdict(DatasetConfig(name="digits", root=""))
     int8_network(tmp_path / "model.onnx")
     assert bench._accuracies(tmp_path, QUICK) == {}
+    fingerprint = load_dataset(DatasetConfig(name="digits", root="")).fingerprint
     write(
         tmp_path / "model.onnx",
         [
@@ -53,10 +58,40 @@ def test_bench_measures_accuracy_where_the_data_set_is(tmp_path):
         size=8,
         outputs=10,
     )
-    (tmp_path / "result.json").write_text(json.dumps({"config": {"dataset": config}}))
+    record = {"config": {"dataset": config}, "final": {"dataset": fingerprint}}
+    (tmp_path / "result.json").write_text(json.dumps(record))
     found = bench._accuracies(tmp_path, QUICK)
     assert list(found) == ["onnxruntime"]
     assert 0.0 < found["onnxruntime"] < 40.0  # random weights
+    record["final"]["dataset"] = "0" * 16
+    (tmp_path / "result.json").write_text(json.dumps(record))
+    assert bench._accuracies(tmp_path, QUICK) == {}
+    assert "the images found are not those of the run" in caplog.text
+
+
+def test_bench_looks_for_images_where_this_machine_has_them(tmp_path, monkeypatch):
+    given = asdict(DatasetConfig(name="cifar10", root="/data/of/another/machine"))
+    monkeypatch.delenv("PQD_DATA", raising=False)
+    with pytest.raises(UserError, match="there is no folder /data/of/another/machine"):
+        bench._dataset_config(given)  # and nothing is downloaded
+    monkeypatch.setenv("PQD_DATA", str(tmp_path))
+    assert bench._dataset_config(given).root == str(tmp_path)
+
+
+def test_torch_measures_the_dense_and_the_pruned_network(tmp_path):
+    blueprint = Blueprint(BackboneConfig("resnet8", "resnet8"), 10, 1, 8)
+    model = blueprint.build()
+    save_network(model, blueprint, tmp_path)
+    runtime = RuntimeConfig(names=["torch"])
+    assert list(bench._modules(tmp_path, runtime)) == ["dense"]
+    attach_masks([model.conv1])
+    masks(model)["conv1"].mask.zero_()
+    save_network(model, blueprint, tmp_path)
+    found = bench._modules(tmp_path, runtime)
+    assert list(found) == ["dense", "pruned"]
+    assert not found["pruned"].conv1.weight.any()
+    assert found["dense"].conv1.weight.all()
+    assert bench._modules(tmp_path, QUICK) == {}
 
 
 @pytest.mark.parametrize(
@@ -73,6 +108,19 @@ def test_bench_refuses_before_it_measures(tmp_path, name, message):
     with pytest.raises(UserError, match=message):
         bench.bench([good, tmp_path / name], QUICK)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "good.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("runtime", "message"),
+    [
+        (RuntimeConfig(["onnxrt"]), "choose from: onnxruntime, openvino, torch, torch_compiled"),
+        (RuntimeConfig(threads=[-1]), "at least 0"),
+        (RuntimeConfig(batch_sizes=[0]), "at least 1"),
+    ],
+)
+def test_bench_checks_what_to_measure_in(tmp_path, runtime, message):
+    with pytest.raises(UserError, match=message):
+        bench.bench([int8_network(tmp_path / "a.onnx")], runtime)
 
 
 def test_predict_names_the_class_of_images(tmp_path):

@@ -8,6 +8,7 @@ from torch import nn
 
 from nets import PreActivation, Residual, images, traced
 from pqd.config import BackboneConfig
+from pqd.constraints import fake_quant
 from pqd.constraints.fake_quant import (
     ActivationFakeQuant,
     WeightFakeQuant,
@@ -132,13 +133,30 @@ class TestActivationFakeQuant:
         assert 0 <= quantizer.zero_point.item() <= 255
         assert quantizer(torch.zeros(1)).item() == 0.0
 
-    def test_values_and_gradient(self):
+    @pytest.mark.parametrize("eager", [True, False])
+    def test_values_and_gradient(self, eager, monkeypatch):
+        monkeypatch.setattr(fake_quant, "_eager", lambda x: eager)  # else as on a GPU
         quantizer = self.calibrated(torch.tensor([0.0, 255.0]))
         x = torch.tensor([-3.0, 0.4, 0.6, 254.5, 255.4, 300.0], requires_grad=True)
         y = quantizer(x)
         assert y.tolist() == [0, 0, 1, 254, 255, 255]
         y.sum().backward()
         assert x.grad.tolist() == [0, 1, 1, 1, 1, 0]
+
+    def test_both_ways_to_compute_it_are_one(self, monkeypatch):
+        quantizer = self.calibrated(torch.tensor([-1.3, 2.9]))
+        found = []
+        for eager in (True, False):
+            monkeypatch.setattr(fake_quant, "_eager", lambda x, eager=eager: eager)
+            x = torch.linspace(-2, 4, 10007, requires_grad=True)
+            y = quantizer(x)
+            y.backward(torch.arange(10007.0))
+            found.append((y, x.grad))
+        assert torch.equal(found[0][0], found[1][0])
+        assert torch.equal(found[0][1], found[1][1])
+        codes = torch.round(torch.linspace(-2, 4, 10007) / quantizer.scale) + quantizer.zero_point
+        inside = (codes >= 0) & (codes <= 255)
+        assert torch.equal(found[0][1] != 0, inside & (torch.arange(10007) > 0))
 
     def test_agrees_with_torch(self):
         quantizer = self.calibrated(torch.tensor([-1.3, 2.9]))
@@ -187,6 +205,12 @@ class TestPlacement:
 
         with pytest.raises(UserError, match="layer conv is called 2 times"):
             insert_fake_quants(traced(Twice), 127)
+
+    def test_padding_that_is_not_deployed_is_refused(self):
+        model = traced(Residual)
+        model.conv2.padding_mode = "reflect"
+        with pytest.raises(UserError, match="layer conv2 pads with padding_mode=reflect"):
+            insert_fake_quants(model, 127)
 
 
 class TestComposition:

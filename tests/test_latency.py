@@ -7,10 +7,10 @@ from torch import nn
 
 from pqd import measure
 from pqd.config import RuntimeConfig
-from pqd.measure import timings
+from pqd.measure import cpu, runtimes, timings
 from pqd.measure.protocol import (
     interleave,
-    median_interval,
+    median,
     relative_width,
     speedup,
     summarise,
@@ -118,10 +118,13 @@ def test_constant_times_have_exact_figures():
     assert summarise({"int8": blocks["int8"]}, RuntimeConfig())["int8"]["speedup"] is None
 
 
-def test_percentiles_are_of_all_calls():
+def test_percentiles_are_of_all_calls_and_the_median_is_of_blocks():
     blocks = [np.arange(1.0, 51.0), np.arange(51.0, 102.0)]
     row = summarise({"dense": blocks}, RuntimeConfig())["dense"]
-    assert (row["p50_ms"], row["p90_ms"], row["p99_ms"]) == (51.0, 91.0, 100.0)
+    assert (row["p90_ms"], row["p99_ms"]) == (91.0, 100.0)
+    assert row["p50_ms"] == (25.5 + 76.0) / 2
+    # A fast block holds more calls and counts no more for it.
+    assert median([np.full(1000, 1.0), np.full(10, 2.0), np.full(10, 2.0)], 0)[0] == 2.0
 
 
 def test_speed_up_is_paired_by_block():
@@ -129,8 +132,8 @@ def test_speed_up_is_paired_by_block():
     base = [np.full(7, 4.0 * d) for d in drift]
     ours = [np.full(7, 2.0 * d) for d in drift]
     assert speedup(base, ours, seed=0) == (2.0, [2.0, 2.0])
-    low, high = median_interval(ours, seed=0)
-    assert low < np.median(np.concatenate(ours)) < high
+    middle, (low, high) = median(ours, seed=0)
+    assert low < middle == 3.5 < high
 
 
 def test_interval_of_the_median_covers_as_often_as_it_says():
@@ -138,7 +141,7 @@ def test_interval_of_the_median_covers_as_often_as_it_says():
     covered = 0
     for seed in range(40):
         blocks = list(source.normal(10.0, 1.0, size=(20, 1)))
-        low, high = median_interval(blocks, seed)
+        _, (low, high) = median(blocks, seed)
         covered += low <= 10.0 <= high
     assert 34 <= covered <= 40  # 38 are expected
 
@@ -207,3 +210,27 @@ def test_torch_without_networks_is_left_out(tmp_path, caplog):
     settings = RuntimeConfig(names=["torch"], threads=[1])
     assert measure.latency(models, settings, (1, 4, 4)) == []
     assert "runtime torch needs the networks themselves" in caplog.text
+
+
+def test_a_runtime_that_fails_is_left_out(tmp_path, monkeypatch, caplog):
+    def fails(model, threads):
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(timings, "available", list)
+    monkeypatch.setitem(runtimes.RUNTIMES, "openvino", fails)
+    models = {"dense": float_network(tmp_path / "a.onnx")}
+    settings = RuntimeConfig(["openvino", "onnxruntime"], [1], min_calls=2, min_seconds=0, blocks=1)
+    rows = measure.latency(models, settings, (1, 4, 4))
+    assert [row["runtime"] for row in rows] == ["onnxruntime"]
+    assert "runtime openvino failed and is left out" in caplog.text
+    assert "no such instruction" in caplog.text
+
+
+@pytest.mark.parametrize(("share", "noisy"), [(0.04, False), (0.06, True), (None, False)])
+def test_rows_say_what_others_took(tmp_path, monkeypatch, share, noisy):
+    monkeypatch.setattr(timings, "measure", lambda *_: ({"dense": [np.full(5, 2.0)] * 4}, share))
+    models = {"dense": float_network(tmp_path / "a.onnx")}
+    (row,) = measure.latency(models, RuntimeConfig(threads=[1]), (1, 4, 4))
+    assert (row["others_share"], row["noisy"]) == (share, noisy)
+    assert row["macs"] == measure.macs(models["dense"])
+    assert row["cpus"] == cpu.cores()[:1]

@@ -243,14 +243,25 @@ def _check(c: Config) -> None:
     _within("train.warmup", c.train.warmup, 0, 1)
     _one_of("train.precision", c.train.precision, ("auto", "fp32", "bf16"))
     _one_of("train.compile", c.train.compile, ("auto", "true", "false"))
-    for runtime in c.runtime.names:
-        _one_of("runtime.names", runtime, ("onnxruntime", "openvino", "torch", "torch_compiled"))
-    for threads in c.runtime.threads:
-        _at_least("runtime.threads", threads, 0)
-    for batch_size in c.runtime.batch_sizes:
-        _at_least("runtime.batch_sizes", batch_size, 1)
+    check_runtime(c.runtime)
     _one_of("logger.name", c.logger.name, ("wandb", "none"))
     _one_of("logger.mode", c.logger.mode, ("auto", "online", "offline"))
+
+
+def check_runtime(runtime: RuntimeConfig) -> None:
+    """Checks what latency is to be measured in.
+
+    Raises:
+        UserError: as of `parse`.
+    """
+    for name in runtime.names:
+        _one_of("runtime.names", name, ("onnxruntime", "openvino", "torch", "torch_compiled"))
+    for threads in runtime.threads:
+        _at_least("runtime.threads", threads, 0)
+    for batch_size in runtime.batch_sizes:
+        _at_least("runtime.batch_sizes", batch_size, 1)
+    for key in ("min_calls", "blocks"):
+        _at_least(f"runtime.{key}", getattr(runtime, key), 1)
 
 
 def _one_of(key: str, value: str, accepted: tuple[str, ...]) -> None:

@@ -74,5 +74,6 @@ def keep_freed_memory() -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library
             libc = ctypes.CDLL(None)
-            libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-            libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+            # Older versions refuse more than 32 MiB.
+            if any(libc.mallopt(_M_MMAP_THRESHOLD, size) for size in (1 << 30, 1 << 25)):
+                libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)

@@ -226,7 +226,7 @@ def make_train_step(
             parts = run(batch)
             parts["loss"].backward()
         except Exception as error:
-            if run is forward:
+            if run is forward or isinstance(error, torch.OutOfMemoryError):
                 raise
             # Either half may have failed to compile; if the fault is not the compiler's, the
             # eager step raises it again.

@@ -7,6 +7,7 @@ constraints, then state. No pickle is ever loaded.
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -67,17 +68,8 @@ def load_network(path: Path, *, quantized: bool = True) -> fx.GraphModule:
         UserError: a file is missing, is no recipe of this format, or does not fit the backbone.
     """
     folder = path if path.is_dir() else path.parent
-    recipe_path = folder / RECIPE
-    try:
-        recipe = json.loads(recipe_path.read_text())
-    except OSError as error:
-        raise UserError(f"{recipe_path} cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise UserError(f"{recipe_path} is not a recipe written by pqd") from None
-    if not isinstance(recipe, dict) or recipe.get("format") != FORMAT:
-        raise UserError(f"{recipe_path} is not a recipe of format {FORMAT}")
-    blueprint = Blueprint(**recipe["blueprint"] | {"backbone": _backbone(recipe)})
-    model = blueprint.build()
+    recipe = _recipe(folder)
+    model = load_blueprint(folder).build()
     attach_masks(model.get_submodule(name) for name in recipe["masks"])
     if recipe["code_max"] is not None:
         insert_fake_quants(model, recipe["code_max"])
@@ -85,6 +77,16 @@ def load_network(path: Path, *, quantized: bool = True) -> fx.GraphModule:
     if not quantized:
         remove_fake_quants(model)
     return model
+
+
+def load_blueprint(folder: Path) -> Blueprint:
+    """Reads what the dense network in a folder written by `save_network` is built from.
+
+    Raises:
+        UserError: the folder holds no recipe of this format.
+    """
+    recipe = _recipe(folder)
+    return Blueprint(**recipe["blueprint"] | {"backbone": _backbone(recipe)})
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -118,6 +120,19 @@ def load_weights(model: nn.Module, path: Path) -> None:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise UserError(f"checkpoint {path} does not fit the backbone: {problems[0]}{more}")
     model.load_state_dict(state)
+
+
+def _recipe(folder: Path) -> dict[str, Any]:
+    path = folder / RECIPE
+    try:
+        recipe = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise UserError(f"{path} is not a recipe written by pqd") from None
+    if not isinstance(recipe, dict) or recipe.get("format") != FORMAT:
+        raise UserError(f"{path} is not a recipe of format {FORMAT}")
+    return recipe
 
 
 def _backbone(recipe: dict) -> BackboneConfig:

@@ -138,13 +138,17 @@ def insert_fake_quants(model: fx.GraphModule, code_max: int) -> None:
         code_max: the largest weight code, 127 or (with reduced range) 63.
 
     Raises:
-        UserError: a layer is called at more than one place, so that it has no one input range.
+        UserError: a layer is called at more than one place, so that it has no one input range, or
+            it pads with something else than zeros, which ONNX's convolutions do not.
     """
     graph = Graph(model)
     calls = Counter(str(node.target) for node in model.graph.nodes if graph.is_layer(node))
     for name, count in calls.items():
         if count > 1:
             raise UserError(f"backbone layer {name} is called {count} times; once is supported")
+        padding = getattr(graph.modules[name], "padding_mode", "zeros")
+        if padding != "zeros":
+            raise UserError(f"backbone layer {name} pads with padding_mode={padding}; only zeros")
         attach(graph.modules[name], WeightFakeQuant(code_max), first=False)
     for node in list(quantized_values(graph)):
         name = f"{PREFIX}.{node.name}"

@@ -40,7 +40,9 @@ def encode(tensors: Iterable[NDArray[np.int8]]) -> bytes:
     return encoder.finish()
 
 
-def decode(stream: bytes, shapes: Iterable[tuple[int, int, int, int]]) -> Iterator[bytes]:
+def decode(
+    stream: bytes | memoryview, shapes: Iterable[tuple[int, int, int, int]]
+) -> Iterator[bytes]:
     """Yields the bytes of the tensors of shape [O, I, kH, kW] that `encode` coded.
 
     Raises:
@@ -85,11 +87,11 @@ class Decoder:
 
     decoding = True
 
-    def __init__(self, stream: bytes) -> None:
+    def __init__(self, stream: bytes | memoryview) -> None:
         """Starts at the beginning."""
         if len(stream) % 4:
             raise ValueError("the coded weights are no whole number of words")
-        words = np.frombuffer(stream, "<u4").astype(np.uint32)
+        words = np.frombuffer(stream, "<u4").astype(np.uint32, copy=False)
         self.range = constriction.stream.queue.RangeDecoder(words)
 
     def code(self, symbols: NDArray[np.int32], frequencies: NDArray[np.float64]) -> None:

@@ -18,7 +18,7 @@ from pqd.data import Dataset, eval_batches
 from pqd.export.onnx_file import write_onnx
 from pqd.export.package import pack
 
-VERSION = 2  # raise it when a code change alters a file or a figure
+VERSION = 3  # raise it when a code change alters a file or a figure
 BATCH_SIZE = 250
 MODEL, PACKAGE, DENSE, PRUNED = "model.onnx", "model.pqd", "dense.onnx", "pruned.onnx"
 
@@ -114,7 +114,8 @@ def make(subject: Subject, dense: Path, runtime: RuntimeConfig, folder: Path) ->
         folder: exists.
 
     Returns:
-        The figures, as `final` in `result.json` but for those of `make_dense`.
+        The figures, as `final` in `result.json` but for those of `make_dense`; `measured` says on
+        which machine and when, as the cache may hand them to a run on another one, later.
     """
     network = load_network(subject.folder)
     kind = "int8" if activation_fake_quants(network) else "fp32"
@@ -141,6 +142,8 @@ def make(subject: Subject, dense: Path, runtime: RuntimeConfig, folder: Path) ->
         "parameters": sum(p.numel() for p in network.parameters()),
         "sizes": measure.sizes(folder / MODEL, folder / PACKAGE, dense / DENSE, dense / WEIGHTS),
         "latency": measure.latency(files, runtime, subject.shape, modules=networks),
+        "dataset": subject.dataset.fingerprint,
+        "measured": measure.provenance() | measure.now(),
     }
 
 

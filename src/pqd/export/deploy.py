@@ -177,7 +177,8 @@ def _is_global_average_pool(graph: Graph, node: fx.Node) -> bool:
     module = graph.module(node)
     if isinstance(module, nn.AdaptiveAvgPool2d):
         return module.output_size in (1, (1, 1))
-    return node.target is F.adaptive_avg_pool2d and node.args[1] in (1, (1, 1))
+    size = node.kwargs.get("output_size", *node.args[1:2])
+    return node.target is F.adaptive_avg_pool2d and size in (1, (1, 1))
 
 
 def _folded(

@@ -9,7 +9,7 @@
 A package is read as if an enemy had written it: sizes are checked before anything is allocated. A
 package of n bytes may stand for at most 16 MiB + 1000 n bytes, and for at most 2 GiB (protobuf's
 own limit), so that a small file cannot claim much memory; a model that compresses even better is
-padded. Unpacking holds the package, at most three times the ONNX file, and 100 MB.
+padded. Unpacking holds at most the package twice, three times the ONNX file, and 100 MB.
 """
 
 import hashlib
@@ -162,7 +162,7 @@ def _unpack(package: bytes) -> bytes:
     records = count * RECORD.size
     text = _decompress(payload[:text_size], least=records, most=records + size)
     cuts = unpack_cuts(text[:records], size)
-    codes = bytes(payload[text_size : text_size + codes_size])
+    codes = payload[text_size : text_size + codes_size]
     model = _assemble(cuts, text[records:], codes, size)
     if hashlib.sha256(model).digest() != digest:
         raise ValueError("the package does not restore the model it was made from")
@@ -179,7 +179,7 @@ def _decompress(frame: memoryview, least: int, most: int) -> memoryview:
         raise ValueError("the zstd frame is damaged") from None
 
 
-def _assemble(cuts: list[Cut], text: memoryview, codes: bytes, size: int) -> bytearray:
+def _assemble(cuts: list[Cut], text: memoryview, codes: memoryview, size: int) -> bytearray:
     """Puts cuts and text together."""
     if sum(cut.size for cut in cuts) + len(text) != size:
         raise ValueError("the list of cuts does not fit the model's size")

@@ -1,7 +1,7 @@
 """Measuring existing artifacts again, on the machine at hand."""
 
-import json
 import logging
+import os
 import platform
 import re
 import tempfile
@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pqd.config import RuntimeConfig
+from pqd.config import AugmentConfig, DatasetConfig, RuntimeConfig, check_runtime
 from pqd.errors import UserError
 from pqd.measure.accuracy import predictions, top1
-from pqd.measure.conditions import provenance
+from pqd.measure.conditions import now, provenance
 from pqd.measure.graph import input_shape, is_quantized
 from pqd.measure.runtimes import available
 from pqd.measure.timings import latency
@@ -28,7 +28,7 @@ def bench(paths: list[Path], runtime: RuntimeConfig) -> list[Path]:
     """Measures runs' folders, ONNX files and packages on this machine.
 
     Of a run the dense, the pruned and the final network are measured, and the final one's accuracy
-    where the run's data set is at hand. Torch measures the dense network only.
+    where the run's images are at hand. Torch measures the networks in FP32 only.
 
     Args:
         paths: folders of runs, `.onnx` or `.pqd` files.
@@ -41,6 +41,7 @@ def bench(paths: list[Path], runtime: RuntimeConfig) -> list[Path]:
     Raises:
         UserError: a path is neither of these; found out before anything is measured.
     """
+    check_runtime(runtime)
     for path in paths:
         _check(path)
     # Two machines may write into one folder that they share.
@@ -49,9 +50,11 @@ def bench(paths: list[Path], runtime: RuntimeConfig) -> list[Path]:
     for path in paths:
         name = f"bench-{host}.json" if path.is_dir() else f"{path.name}.bench-{host}.json"
         record = (path if path.is_dir() else path.parent) / name
-        write_json(
-            record, {"schema": SCHEMA, "provenance": provenance(), **_measure(path, runtime)}
-        )
+        conditions = provenance() | now()
+        found = _measure(path, runtime)
+        if not found["latency"]:
+            raise UserError(f"{path}: no runtime of {runtime.names} could be measured")
+        write_json(record, {"schema": SCHEMA, "provenance": conditions, **found})
         written.append(record)
     return written
 
@@ -97,12 +100,17 @@ def _onnx(path: Path) -> Iterator[Path]:
 
 
 def _modules(run: Path, runtime: RuntimeConfig) -> dict[str, Any]:
-    """The FP32 network for torch's runtimes, whose speed does not depend on the weights."""
+    """The FP32 networks for torch's runtimes."""
     if not any(name.startswith("torch") for name in runtime.names):
         return {}
-    from pqd.constraints.network import load_network
+    from pqd.constraints.mask import masks
+    from pqd.constraints.network import load_blueprint, load_network
 
-    return {"dense": load_network(run, quantized=False)}
+    network = load_network(run, quantized=False)
+    if not masks(network):
+        return {"dense": network}
+    # The baseline's weights are not in the folder, and its speed does not depend on them.
+    return {"dense": load_blueprint(run).build(), "pruned": network}
 
 
 def _accuracies(run: Path, runtime: RuntimeConfig) -> dict[str, float]:
@@ -110,13 +118,13 @@ def _accuracies(run: Path, runtime: RuntimeConfig) -> dict[str, float]:
     import torch
 
     from pqd import data
-    from pqd.config import AugmentConfig, DatasetConfig
 
     try:
-        given = read_json(run / FILE)["config"]["dataset"]
-        config = DatasetConfig(**given | {"augment": AugmentConfig(**given["augment"])})
-        dataset = data.load_dataset(config)
-    except (OSError, json.JSONDecodeError, KeyError, UserError) as error:
+        record = read_json(run / FILE)
+        dataset = data.load_dataset(_dataset_config(record["config"]["dataset"]))
+        if record["final"].get("dataset", dataset.fingerprint) != dataset.fingerprint:
+            raise UserError("the images found are not those of the run")
+    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
         log.warning("%s: accuracy is not measured, as its data set is not here: %s", run, error)
         return {}
     found = {}
@@ -126,3 +134,13 @@ def _accuracies(run: Path, runtime: RuntimeConfig) -> dict[str, float]:
             predicted = predictions(run / "model.onnx", (images for images, _ in batches), name)
             found[name] = top1(predicted, dataset.test.labels)
     return found
+
+
+def _dataset_config(given: dict[str, Any]) -> DatasetConfig:
+    """The run's data set, in PQD_DATA where this machine has one, else where the run had it."""
+    config = DatasetConfig(**given | {"augment": AugmentConfig(**given["augment"])})
+    if config.name.startswith("cifar"):
+        config.root = os.environ.get("PQD_DATA", config.root)
+    if not Path(config.root).is_dir():  # it would be made, and the data downloaded to it
+        raise UserError(f"there is no folder {config.root}")
+    return config

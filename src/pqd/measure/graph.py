@@ -6,16 +6,36 @@ from pathlib import Path
 
 from pqd.errors import UserError
 
-# Their quantized forms are other operations: QLinearConv, QGemm, MatMulInteger...
-ONNX_COMPUTE = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "Add"}
+# Operations of ONNX Runtime's graph that compute nothing in float: they move values (integers or
+# not), or convert them. Quantized ones are told by their names: QLinearConv, QGemm, ConvInteger...
+ONNX_MOVES = {
+    "Cast",
+    "Concat",
+    "DequantizeLinear",
+    "Flatten",
+    "Gather",
+    "Identity",
+    "MaxPool",
+    "Pad",
+    "QuantizeLinear",
+    "ReorderInput",
+    "ReorderOutput",
+    "Reshape",
+    "Shape",
+    "Slice",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+}
 OPENVINO_COMPUTE = {"Convolution", "FullyConnected", "MatMul", "Eltwise"}
 
 
 def float_compute_nodes(model: Path, runtime: str) -> int | None:
     """Counts the nodes computed in float in the graph that `runtime` runs.
 
-    Counted are convolutions, matrix products and additions; what a runtime fused into another node
-    is part of that node. OpenVINO's own fusions of small operations (Subgraph) are not counted.
+    Of ONNX Runtime's graph all is counted that computes in float (a batch norm behind an addition,
+    say), of OpenVINO's convolutions, matrix products and additions: it fuses small operations into
+    nodes (Subgraph) that take and give integers. What is fused into another node is part of it.
 
     Args:
         model: an ONNX file.
@@ -25,7 +45,10 @@ def float_compute_nodes(model: Path, runtime: str) -> int | None:
         The count; None for torch, which has no such graph (it runs everything in float).
     """
     if runtime == "onnxruntime":
-        return sum(name in ONNX_COMPUTE for name in onnxruntime_graph(model))
+        return sum(
+            not (name in ONNX_MOVES or name.startswith("Q") or name.endswith("Integer"))
+            for name in onnxruntime_graph(model)
+        )
     if runtime == "openvino":
         return sum(
             name in OPENVINO_COMPUTE and precision in ("f32", "f16", "bf16")

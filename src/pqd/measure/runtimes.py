@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib import metadata, util
+from importlib import import_module, metadata, util
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -181,7 +181,11 @@ def available(runtimes: Sequence[str]) -> list[str]:
 
 def version(runtime: str) -> str:
     """The installed version of a runtime."""
-    return metadata.version(_PACKAGES.get(runtime, runtime))
+    package = _PACKAGES.get(runtime, runtime)
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # installed under another name: onnxruntime-gpu
+        return str(import_module(package).__version__)
 
 
 @contextmanager

@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 
 from pqd.config import RuntimeConfig
-from pqd.measure.cpu import pinned, thread_counts
+from pqd.measure.cpu import cores, pinned, thread_counts
 from pqd.measure.graph import float_compute_nodes, macs
 from pqd.measure.peak import int8_peak_gops
-from pqd.measure.protocol import Call, interleave, summarise
+from pqd.measure.protocol import Blocks, Call, interleave, summarise
+from pqd.measure.quiet import Others, one_at_a_time
 from pqd.measure.runtimes import Array, available, open_session, torch_threads, version
 
 log = logging.getLogger(__name__)
+
+MAX_OTHERS = 0.05  # of the cores' time: others take more than this, and a figure is noisy
 
 
 def latency(
@@ -28,8 +31,9 @@ def latency(
     """Measures every model in every runtime, thread count and batch size.
 
     The models of one runtime, thread count and batch size are measured interleaved (see
-    `pqd.measure.protocol`) on pinned threads and random images. A runtime that is not usable here
-    is said so in the log and left out.
+    `pqd.measure.protocol`) on pinned threads and random images, and no other job of pqd measures
+    on this machine meanwhile. A runtime that is not usable here, or that fails, is said so in the
+    log and left out.
 
     Args:
         models: ONNX files by name; speed-ups are against the one named `dense`.
@@ -40,35 +44,57 @@ def latency(
 
     Returns:
         Rows as in `result.json`, `final.latency`. `speedup` and its interval are None without a
-        `dense` model. `int8_peak_share` is the share of `int8_peak_gops`, at as many threads, that
-        the model named `int8` reaches; None for others.
+        `dense` model. `others_share` is what others took of the cores meanwhile (see
+        `pqd.measure.quiet.Others`); above `MAX_OTHERS` a row is `noisy`. `macs` are those of one
+        image. `int8_peak_share` is the share of `int8_peak_gops`, at as many threads, that the
+        model named `int8` reaches; None for others.
     """
     networks = {model: module for model, module in (modules or {}).items() if model != "int8"}
+    work = {name: macs(path) for name, path in models.items()}
     rows = []
     for name in available(runtime.names):
         given: Mapping[str, Any] = networks if name.startswith("torch") else models
         if not given:
             log.warning("runtime %s needs the networks themselves, not ONNX files; left out", name)
-        nodes = {model: float_compute_nodes(source, name) for model, source in given.items()}
-        for threads, batch_size in product(thread_counts(runtime.threads), runtime.batch_sizes):
-            images = random_images((batch_size, *input_shape), runtime.seed)
-            times = measure(name, given, threads, images, runtime)
-            for model, figures in summarise(times, runtime).items():
-                share = None
-                if model == "int8":
-                    gops = 2 * batch_size * macs(given[model]) / (figures["p50_ms"] * 1e6)
-                    share = gops / int8_peak_gops(threads)
-                row = {
-                    "runtime": name,
-                    "version": version(name),
-                    "model": model,
-                    "threads": threads,
-                    "batch_size": batch_size,
-                    **figures,
-                    "float_compute_nodes": nodes[model],
-                    "int8_peak_share": share,
-                }
-                rows.append(row)
+        try:
+            rows += _rows(name, given, work, runtime, input_shape)
+        except Exception:  # nothing that was computed before is to be lost
+            log.warning("runtime %s failed and is left out", name, exc_info=True)
+    return rows
+
+
+def _rows(
+    name: str,
+    given: Mapping[str, Any],
+    work: Mapping[str, int],
+    runtime: RuntimeConfig,
+    input_shape: tuple[int, int, int],
+) -> list[dict[str, Any]]:
+    """Measures in one runtime; `work` is the MACs of one image, by model."""
+    rows = []
+    nodes = {model: float_compute_nodes(source, name) for model, source in given.items()}
+    for threads, batch_size in product(thread_counts(runtime.threads), runtime.batch_sizes):
+        images = random_images((batch_size, *input_shape), runtime.seed)
+        with one_at_a_time():
+            times, others = measure(name, given, threads, images, runtime)
+            peak = int8_peak_gops(threads) if "int8" in given else None
+        for model, figures in summarise(times, runtime).items():
+            gops = 2 * batch_size * work[model] / (figures["p50_ms"] * 1e6)
+            row = {
+                "runtime": name,
+                "version": version(name),
+                "model": model,
+                "threads": threads,
+                "cpus": cores()[:threads],
+                "batch_size": batch_size,
+                **figures,
+                "others_share": others,
+                "macs": work[model],
+                "float_compute_nodes": nodes[model],
+                "int8_peak_share": gops / peak if peak and model == "int8" else None,
+            }
+            row["noisy"] |= others is not None and others > MAX_OTHERS
+            rows.append(row)
     return rows
 
 
@@ -78,13 +104,18 @@ def measure(
     threads: int,
     images: Array,
     settings: RuntimeConfig,
-) -> dict[str, list[np.ndarray]]:
-    """Times models side by side in one runtime; see `pqd.measure.protocol.interleave`."""
+) -> tuple[dict[str, Blocks], float | None]:
+    """Times models side by side in one runtime; see `pqd.measure.protocol.interleave`.
+
+    Returns:
+        The times of each model, and the share of the cores' time that others took.
+    """
     with pinned(threads), torch_threads(threads) if runtime.startswith("torch") else nullcontext():
         openers = {
             name: opener(runtime, source, threads, images) for name, source in sources.items()
         }
-        return interleave(openers, settings)
+        others = Others(cores()[:threads])
+        return interleave(openers, settings), others.share()
 
 
 def opener(runtime: str, source: Any, threads: int, images: Array) -> Callable[[], Call]:
