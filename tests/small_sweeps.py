@@ -12,7 +12,6 @@ from pqd.cache import Cache, file_digest
 TRAIN = Path(__file__).parents[1] / "train.py"
 SMALL = (
     "experiment=demo",
-    "hydra/sweeper=waves",
     "dataset.train_limit=128",
     "train.epochs={baseline: 3, prune: 2, quantize: 2, distill: 2}",
     "logger=none",

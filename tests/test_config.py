@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from hydra_plugins.pqd_waves import check_swept
 from pqd import config
 from pqd.errors import UserError
-from pqd.sweep import check_globs, one_line
+from pqd.sweep import one_line
 
 CONF = Path(__file__).parents[1] / "conf"
 OPTIONS = [
@@ -94,14 +97,32 @@ def test_nan_is_no_sparsity():
     assert "prune.sparsity=nan" in line_for("prune.sparsity=nan")
 
 
-class TestGlobs:
-    def test_a_glob_without_a_match_is_an_error(self):
-        with pytest.raises(UserError, match=r"order=glob\(typo\*\) is unknown; choose from: dpq"):
-            check_globs(["-m", "order=glob(typo*)"], CONF)
+class TestSwept:
+    """A sweep without a job is an error."""
 
-    def test_others_pass(self):
-        arguments = ["-m", "order=glob(*)", "seed=1,2", "order=glob([p*,q*])", "prune.ramp=0.5"]
-        assert check_globs(arguments, CONF) is None
+    @pytest.fixture
+    def check(self):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            loader = GlobalHydra.instance().config_loader()
+            parse = OverridesParser.create(loader).parse_overrides
+            yield lambda *overrides: check_swept(parse(list(overrides)), loader)
+
+    @pytest.mark.parametrize(
+        ("override", "line"),
+        [
+            ("order=glob(typo*)", "order=glob(typo*) is unknown; choose from: dpq, dqp, pdq"),
+            ("oder=glob(*)", "config group=oder is unknown (did you mean order?); choose from: ba"),
+            ("seed=glob(*)", "seed=glob(*): config group=seed is unknown; choose from: backbone, "),
+            ("seed=range(0)", "seed=range(0) is empty, so there is no job to launch"),
+        ],
+    )
+    def test_nothing_to_launch(self, check, override, line):
+        with pytest.raises(UserError) as caught:
+            check("prune.ramp=0.5", override)
+        assert line in str(caught.value)
+
+    def test_others_pass(self, check):
+        check("order=glob(*)", "seed=1,2", "dataset=glob([c*,d*])", "prune.ramp=0.5")
 
 
 def test_the_schema_is_no_option_of_a_group():

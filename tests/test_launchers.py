@@ -3,45 +3,49 @@
 import itertools
 import json
 import random
+import time
 from collections import Counter
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import RunMode
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 import kill
+import pqd.sweep
 import small_sweeps as sweeps
 from pqd import config
 from pqd.config import STAGES
+from pqd.errors import UserError
+from pqd.record import new_record
 from pqd.waves import entries, waves
 
 SIX = ["".join(order) for order in itertools.permutations("pqd")]
 
 
-@pytest.fixture(scope="module")
-def composed():
-    """The composed configuration of the demo."""
+@pytest.fixture
+def hydra():
+    """Hydra, with the configuration of train.py."""
     config.register()
     with initialize_config_dir(str(sweeps.TRAIN.with_name("conf")), version_base="1.3"):
-        return compose("config", ["experiment=demo"])
+        yield GlobalHydra.instance().hydra
 
 
 @pytest.fixture
-def job(composed):
+def job(hydra):
     """Gives the configuration of a job with an order and some settings changed."""
 
-    def change(order, **changes):
-        cfg = composed.copy()
-        cfg.order.name = order
-        cfg.order.stages = [next(s for s in STAGES if s[0] == letter) for letter in order]
-        for key, value in changes.items():
-            OmegaConf.update(cfg, key, value)
-        return cfg
+    def change(order, *overrides):
+        stages = [next(s for s in STAGES if s[0] == letter) for letter in order]
+        given = [f"order.name={order}", f"order.stages={stages}", *overrides]
+        return config.parse(compose("config", ["experiment=demo", *given]))
 
     return change
 
@@ -86,36 +90,39 @@ def test_in_a_wave_nobody_waits_for_another(wanted):
         ("train.lr.prune", 0.3, 1),
         ("baseline.checkpoint", "x", 0),
         ("train.momentum", 0.3, 0),
-        ("dataset.augment.flip", True, 0),
+        ("dataset.augment.flip", "true", 0),
         ("seed", 3, 0),
         ("cache.dir", "elsewhere", 0),
     ],
 )
 def test_a_setting_parts_the_stages_it_reaches(job, key, value, stages_in_common):
-    plain, changed = entries(job("pqd")), entries(job("pqd", **{key: value}))
+    plain, changed = entries(job("pqd")), entries(job("pqd", f"{key}={value}"))
     common = [a == b for a, b in zip(plain[:4], changed[:4], strict=True)]
     assert common == [i < stages_in_common for i in range(4)]
     assert len(waves([plain, changed])) == (2 if stages_in_common else 1)
 
 
 def test_without_a_cache_all_jobs_start_at_once(job):
-    wanted = [entries(job(order, **{"cache.enabled": False})) for order in SIX]
+    wanted = [entries(job(order, "cache.enabled=false")) for order in SIX]
     assert waves(wanted) == [[0, 1, 2, 3, 4, 5]]
 
 
 class Noting:
-    """Notes what a launcher is told; the jobs named in `failing` fail, `crash` takes all down."""
+    """Notes what a launcher is told; the jobs named in `failing` fail, those in `dying` die."""
 
-    def __init__(self, failing=(), crash=()):
-        self.told, self.failing, self.crash = [], failing, crash
+    def __init__(self, folder, failing=(), dying=()):
+        self.told, self.folder, self.failing, self.dying = [], folder, failing, dying
 
     def launch(self, job_overrides, initial_job_idx):
         self.told.append((initial_job_idx, [job[0].split("=")[1] for job in job_overrides]))
-        return [self.end(order) for order in self.told[-1][1]]
+        return [self.end(i, order) for i, order in enumerate(self.told[-1][1], initial_job_idx)]
 
-    def end(self, order):
-        if order in self.crash:
-            raise RuntimeError(f"{order} crashed")
+    def end(self, number, order):
+        job = self.folder / f"{number}_resnet20_digits_{order}_seed0"
+        job.mkdir(parents=True)
+        (job / "result.json").write_text('{"status": "running"}')
+        if order in self.dying:
+            raise RuntimeError(f"{order}\ndied")
         if order in self.failing:
             return JobReturn(status=JobStatus.FAILED, _return_value=ValueError(order))
         return JobReturn(status=JobStatus.COMPLETED)
@@ -133,18 +140,19 @@ class NotingJoblib:
 
 
 @pytest.fixture
-def sweep(job, tmp_path):
-    """Sweeps the six orders with the given launcher."""
+def sweep(hydra, tmp_path, monkeypatch):
+    """Sweeps with the given launcher, the six orders unless told otherwise."""
     # Hydra's scan for plugins executes their modules again.
     plugin = Plugins.instance().class_name_to_class["hydra_plugins.pqd_waves.WaveSweeper"]
+    monkeypatch.setattr(pqd.sweep, "_jobs", None)
 
-    def run(launcher):
+    def run(launcher, *swept, hydra_overrides=()):
+        given = ["experiment=demo", f"hydra.sweep.dir={tmp_path}/sweep", *hydra_overrides]
         sweeper = plugin(max_batch_size=None)
         sweeper.launcher = launcher
-        sweeper.config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path / "sweep")}}})
-        loader = SimpleNamespace(load_sweep_config=lambda _, job_: job(job_[0].split("=")[1]))
-        sweeper.hydra_context = SimpleNamespace(config_loader=loader)
-        return sweeper.sweep(["order=pqd,pdq,qpd,qdp,dpq,dqp"])
+        sweeper.config = hydra.compose_config("config", given, RunMode.MULTIRUN)
+        sweeper.hydra_context = SimpleNamespace(config_loader=hydra.config_loader)
+        return sweeper.sweep([*(swept or ["order=pqd,pdq,qpd,qdp,dpq,dqp"]), "experiment=demo"])
 
     return run
 
@@ -152,26 +160,68 @@ def sweep(job, tmp_path):
 LAUNCHED = [(0, ["pqd"]), (1, ["pdq", "qpd", "dpq"]), (4, ["qdp", "dqp"])]
 
 
-def test_the_sweeper_numbers_jobs_across_waves(sweep, tmp_path):
-    launcher = Noting()
+def test_the_sweeper_numbers_jobs_across_waves_and_announces_them(sweep, tmp_path):
+    launcher = Noting(tmp_path / "sweep")
     assert [len(results) for results in sweep(launcher)] == [1, 3, 2]
     assert launcher.told == LAUNCHED
-    assert (tmp_path / "sweep" / "multirun.yaml").exists()
+    assert (tmp_path / "sweep/multirun.yaml").exists()
+    names = ["0_{}pqd", "1_{}pdq", "2_{}qpd", "3_{}dpq", "4_{}qdp", "5_{}dqp"]
+    expected = [name.format("resnet20_digits_") + "_seed0" for name in names]
+    assert pqd.sweep._jobs == [tmp_path / "sweep" / name for name in expected]
+
+
+def test_a_failure_stops_no_later_wave(sweep, tmp_path):
+    launcher = Noting(tmp_path / "sweep", failing=["qpd", "dqp"])
+    with pytest.raises(ValueError, match="qpd"):
+        sweep(launcher)
+    assert launcher.told == LAUNCHED
+
+
+def test_nor_does_a_job_that_dies(sweep, tmp_path, caplog):
+    launcher = Noting(tmp_path / "sweep", dying=["pdq"])
+    sweep(launcher)
+    assert launcher.told == LAUNCHED
+    (line,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert line == "a job died; the others go on. RuntimeError: pdq died"
+
+
+def test_a_launcher_that_launches_nothing_is_one_line(sweep):
+    class Broken:
+        def launch(self, *_, **__):
+            raise FileNotFoundError("no sbatch\nhere")
+
+    with pytest.raises(UserError, match="no job could be launched; FileNotFoundError: no sbatch h"):
+        sweep(Broken())
+
+
+def test_nothing_is_launched_where_other_results_would_be_lost(sweep, job, tmp_path):
+    folder = tmp_path / "sweep/1_resnet20_digits_pdq_seed0"
+    folder.mkdir(parents=True)
+    there = new_record(job("pdq", "prune.sparsity=0.5")) | {"status": "completed"}
+    (folder / "result.json").write_text(json.dumps(there))
+    launcher = Noting(tmp_path / "sweep")
+    with pytest.raises(UserError, match="1_resnet20_digits_pdq_seed0 holds another configuration"):
+        sweep(launcher)
+    assert launcher.told == []
+    assert [path.name for path in (tmp_path / "sweep").iterdir()] == [folder.name]
+    assert json.loads((folder / "result.json").read_text()) == there
 
 
 @pytest.mark.parametrize(
-    ("failing", "crash", "error"),
+    ("swept", "subdir", "line"),
     [
-        (["qpd", "dqp"], [], (ValueError, "qpd")),
-        ([], ["pqd"], (RuntimeError, "pqd")),
-        (["dqp"], ["pdq"], (ValueError, "dqp")),
+        ("seed=1,2", "${order.name}", "hydra.sweep.subdir names one folder for several jobs"),
+        ("prune.sparsity=0.5,1.5", "${hydra.job.num}", "prune.sparsity=1.5 is outside [0, 1)"),
+        ("order.stages=[shrink]", "${hydra.job.num}", "a stage of order.stages=shrink is unknown"),
     ],
 )
-def test_a_failure_stops_no_later_wave(sweep, failing, crash, error):
-    launcher = Noting(failing, crash)
-    with pytest.raises(error[0], match=error[1]):
-        sweep(launcher)
-    assert launcher.told == LAUNCHED
+def test_mistakes_are_found_before_any_job_starts(sweep, tmp_path, swept, subdir, line):
+    launcher = Noting(tmp_path / "sweep")
+    with pytest.raises(UserError) as caught:
+        sweep(launcher, swept, hydra_overrides=[f"hydra.sweep.subdir='{subdir}'"])
+    assert line in str(caught.value)
+    assert launcher.told == []
+    assert pqd.sweep._jobs == []
 
 
 def test_joblib_has_no_more_workers_than_jobs(sweep):
@@ -186,11 +236,47 @@ def test_joblib_has_no_more_workers_than_jobs(sweep):
 def test_waves_part_what_the_cache_parts(reference):
     """The names by which jobs are put into waves stand for the keys of the stages."""
     pairs = set()
-    for result in (reference / "sweep").glob("*/result.json"):
-        cfg = OmegaConf.load(result.parent / ".hydra" / "config.yaml")
-        keys = [stage["key"] for stage in json.loads(result.read_text())["stages"]]
-        pairs |= set(zip(entries(cfg), keys, strict=False))
+    for path in (reference / "sweep").glob("*/result.json"):
+        result = json.loads(path.read_text())
+        settings = OmegaConf.to_object(OmegaConf.merge(config.Config, result["config"]))
+        keys = [stage["key"] for stage in result["stages"]]
+        pairs |= set(zip(entries(settings), keys, strict=False))
     assert len(pairs) == len(dict(pairs)) == len({key for _, key in pairs}) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "worker", "dead"),
+    # A worker of joblib takes the others down with it.
+    [("joblib", "loky.backend.popen", "12"), ("submitit_local", "submitit.core._submit", "1")],
+)
+def test_a_job_that_dies_is_named_and_the_others_end(tmp_path, launcher, worker, dead):
+    """In the second of three waves; its other job is waited for, and the third one launched."""
+    orders = "order=partial/none,partial/pq,partial/d,partial/pd"
+    epochs = "train.epochs={baseline: 1, prune: 9, quantize: 1, distill: 9}"
+    process = sweeps.start(tmp_path, orders, f"hydra/launcher={launcher}", epochs)
+    while set("12") - (status := statuses(tmp_path / "sweep")).keys():
+        time.sleep(0.05)
+        assert process.poll() is None, (tmp_path / "sweep.log").read_text()
+    assert status == {"0": "completed", "1": "running", "2": "running"}
+    family = psutil.Process(process.pid).children(recursive=True)
+    jobs = [child for child in family if worker in " ".join(child.cmdline())]
+    min(jobs, key=lambda job: (job.create_time(), job.pid)).kill()
+
+    assert process.wait() == 1
+    expected = dict.fromkeys("0123", "completed") | dict.fromkeys(dead, "running")
+    assert statuses(tmp_path / "sweep") == expected
+    log = (tmp_path / "sweep.log").read_text()
+    named = [line for line in log.splitlines() if " died: killed from outside, " in line]
+    assert [line[: len("pqd: 1_")] for line in named] == [f"pqd: {number}_" for number in dead]
+    assert f"\n{4 - len(dead)} of 4 runs completed; folder: " in log
+    assert "Traceback" not in log
+
+
+def statuses(sweep):
+    """By the number of the job."""
+    results = sweep.glob("*/result.json")
+    return {path.parent.name[0]: json.loads(path.read_text())["status"] for path in results}
 
 
 @pytest.mark.slow

@@ -165,6 +165,28 @@ def test_comparison_table_has_one_row_per_run():
     assert "onnxruntime 1.31.1, 1 thread(s), batch 1" in text
 
 
+def test_of_many_runs_the_table_shows_means_over_seeds():
+    runs = []
+    for order in ("pqd", "dqp"):
+        for seed in range(7):
+            run = copy.deepcopy(RESULT)
+            run["name"] = f"r_{order}_seed{seed}"
+            run["config"] = {"order": {"name": order}, "seed": seed}
+            run["final"]["accuracy"] += seed / 10 if order == "pqd" else 0
+            runs.append(run)
+    runs[-1] |= {"status": "failed", "final": None}
+    # The same name, and yet another configuration.
+    runs.append(FAILED | {"name": "r_dqp_seed0", "config": {"order": {"name": "dqp"}, "T": 2}})
+    sizes = ["80.0", "0.29", "0.05", "0.5", "2.00x"]
+    text = shown(comparison_table(runs))
+    assert cells(text) == [
+        ["r_pqd", "pqd", "7 of 7", "98.40", "-0.20", *sizes],
+        ["r_dqp", "dqp", "6 of 7", "98.10", "-0.50", *sizes],
+        ["r_dqp", "dqp", "0 of 1", "failed", *"------"],
+    ]
+    assert "means over seeds" in text
+
+
 def test_where_there_is_no_terminal_the_console_is_wide_enough(monkeypatch, capsys):
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     make_console().print(comparison_table([RESULT | {"name": "n" * 60}]))

@@ -1,6 +1,8 @@
 """What a run shows while it works: a bar or lines per stage, and the tables at its end."""
 
+import json
 from collections.abc import Iterable, Mapping
+from statistics import fmean
 from types import TracebackType
 from typing import Any
 
@@ -12,6 +14,7 @@ from rich.text import Text
 
 LINES_PER_STAGE = 20  # at most, where there is no terminal
 PLAIN_WIDTH = 160  # columns of a table where there is no terminal to ask
+RUNS_SHOWN = 12  # in the table at the end of a sweep; of more it shows means
 DASH = "-"
 
 
@@ -165,33 +168,51 @@ def comparison_table(results: Iterable[Mapping[str, Any]]) -> Table:
     results = list(results)
     rows = [_headline(result["final"]) for result in results if result["final"]]
     settings = {_setting(row) for row in rows if row}
-    table = Table(title="model.onnx of every run", caption="; ".join(sorted(settings)) or None)
+    many = len(results) > RUNS_SHOWN
+    table = Table(
+        title="model.onnx, means over seeds" if many else "model.onnx of every run",
+        caption="; ".join(sorted(settings)) or None,
+    )
     table.add_column("run", overflow="fold")
     table.add_column("order")
     headings = ("accuracy %", "vs dense", "zeros %", "MB", "package MB", "ms", "speed-up")
-    for heading in headings:
+    for heading in (*["completed"] * many, *headings):
         table.add_column(heading, justify="right")
-    for result in results:
-        order = result["config"]["order"]["name"]
-        final = result["final"]
-        if final is None:
-            table.add_row(
-                escape(result["name"]), order, result["status"], *[DASH] * (len(headings) - 1)
-            )
+    for runs in _without_seeds(results) if many else [[result] for result in results]:
+        finals = [run["final"] for run in runs if run["final"]]
+        name = runs[0]["name"].rpartition("_seed")[0] if many else ""
+        names = (escape(name or runs[0]["name"]), runs[0]["config"]["order"]["name"])
+        count = [f"{len(finals)} of {len(runs)}"] * many
+        if not finals:
+            table.add_row(*names, *count, runs[0]["status"], *[DASH] * (len(headings) - 1))
             continue
-        row = _headline(final) or {}
+        headlines = [_headline(final) or {} for final in finals]
         table.add_row(
-            escape(result["name"]),
-            order,
-            _number(final["accuracy"], "{:.2f}"),
-            _number(final["accuracy"] - final["dense_accuracy"], "{:+.2f}"),
-            _number(final["sparsity"], "{:.1f}", 100),
-            _number(_model_bytes(final), "{:.2f}", 1e-6),
-            _number(final["sizes"].get("package"), "{:.2f}", 1e-6),
-            _number(row.get("p50_ms"), "{:.3g}"),
-            _number(row.get("speedup"), "{:.2f}x"),
+            *names,
+            *count,
+            _number(_mean(final["accuracy"] for final in finals), "{:.2f}"),
+            _number(_mean(f["accuracy"] - f["dense_accuracy"] for f in finals), "{:+.2f}"),
+            _number(_mean(final["sparsity"] for final in finals), "{:.1f}", 100),
+            _number(_mean(_model_bytes(final) for final in finals), "{:.2f}", 1e-6),
+            _number(_mean(final["sizes"].get("package") for final in finals), "{:.2f}", 1e-6),
+            _number(_mean(row.get("p50_ms") for row in headlines), "{:.3g}"),
+            _number(_mean(row.get("speedup") for row in headlines), "{:.2f}x"),
         )
     return table
+
+
+def _without_seeds(results: list[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """The runs of each configuration, which differ in the seed alone."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for result in results:
+        config = {key: value for key, value in result["config"].items() if key != "seed"}
+        groups.setdefault(json.dumps(config, sort_keys=True), []).append(result)
+    return list(groups.values())
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    given = [value for value in values if value is not None]
+    return fmean(given) if given else None
 
 
 def _number(value: float | None, form: str, scale: float = 1, missing: str = DASH) -> str:

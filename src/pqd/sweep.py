@@ -2,6 +2,8 @@
 
 import difflib
 import errno
+import logging
+import math
 import os
 import re
 import signal
@@ -14,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob
 from hydra.errors import CompactHydraException, MissingConfigException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -26,13 +26,16 @@ from pqd.config import Config
 from pqd.errors import choices
 from pqd.record import FILE, SCHEMA, read_json, write_json
 
-CONF = "conf"
-REPORT_EVERY = 60.0  # seconds between two reports while a sweep runs; the last one is always made
+REPORT_SHARE = 0.1  # of a sweep's time that its reports may take; the last one is always made
 # What the machine refuses, and the user can mend.
 _REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
 
+log = logging.getLogger(__name__)
+
 _folder: Path | None = None
+_jobs: list[Path] | None = None
 _job_failed = False
+_report_seconds = 0.0  # what this process's last report took
 
 
 class RememberFolder(Callback):
@@ -44,13 +47,18 @@ class RememberFolder(Callback):
         _folder = Path(config.hydra.sweep.dir).absolute()
 
 
+def announce(jobs: list[Path]) -> None:
+    """Says which folders the jobs of this sweep have; others may be there from earlier ones."""
+    global _jobs
+    _jobs = jobs
+
+
 def launch(main: Callable[[], Any]) -> None:
     """Runs Hydra's main, ends a sweep with its report, and exits; 0 only if all went well."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors arrive here rather than printed by Hydra
     # `kill` is as Ctrl-C, or else joblib's workers would train on without us.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        check_globs(sys.argv[1:], Path(sys.argv[0]).resolve().parent / CONF)
         main()
         code = 0
     except KeyboardInterrupt:
@@ -63,8 +71,9 @@ def launch(main: Callable[[], Any]) -> None:
         _print_error(line)
         code = 1
     finally:
-        failed = _finish(_folder) if _folder is not None and _folder.exists() else []
-    sys.exit(1 if failed or _job_failed else code)
+        ours = _folder is not None and _folder.exists() and _jobs != []
+        failed = ours and not _finish(_folder, _jobs)
+    sys.exit(code or int(failed or _job_failed))
 
 
 def one_line(error: BaseException) -> str | None:
@@ -103,77 +112,98 @@ def job(cfg: DictConfig) -> Iterator[None]:
             record = {"schema": SCHEMA, "name": folder.name, "config": OmegaConf.to_container(cfg)}
             end: dict[str, Any] = {"status": "failed", "reason": line, "stages": [], "final": None}
             write_json(folder / FILE, record | end)
-    _after_job()
+    with _harmless("the sweep's report"):
+        _after_job()
 
 
 def _after_job() -> None:
-    """Rebuilds the report of the sweep the job is part of, unless that was done a moment ago."""
+    """Rebuilds the report of the sweep the job is part of, unless that would slow it down."""
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
         sweep = Path(hydra.sweep.dir).absolute()
         report = sweep / "report.html"
-        if not report.exists() or time.time() - report.stat().st_mtime > REPORT_EVERY:
+        since = time.time() - report.stat().st_mtime if report.exists() else math.inf
+        if _report_seconds < REPORT_SHARE * since:
             _report(sweep, figures=False)
 
 
-def _finish(sweep: Path) -> list[str]:
-    """Ends a sweep: report, table, W&B's summary, and the names of the jobs that failed."""
+def _finish(sweep: Path, jobs: list[Path] | None) -> bool:
+    """Ends a sweep: names the failed jobs, and makes the report, the table and W&B's summary.
+
+    Args:
+        sweep: its folder.
+        jobs: the folders of its jobs; None if they are all that are there.
+
+    Returns:
+        Whether all jobs completed.
+    """
     from pqd.progress import comparison_table, make_console
 
-    results = [read_json(path) for path in sorted(sweep.glob(f"*/{FILE}"))]
-    failed = [result for result in results if result["status"] != "completed"]
-    for result in failed:
-        _print_error(f"{result['name']} {result['status']}: {result['reason']}")
-    if results:
-        _report(sweep)
-    if len(failed) < len(results):
-        _summarize(results, sweep)
+    if jobs is None:
+        jobs = sorted(path.parent for path in sweep.glob(f"*/{FILE}"))
+    if not jobs:
+        _print_error(f"no job was launched in {sweep}")
+        return False
+    results, missing = [], []
+    for folder in jobs:
+        try:
+            results.append(read_json(folder / FILE))
+        except (OSError, ValueError):
+            missing.append(folder.name)
+            continue
+        if (status := results[-1]["status"]) == "running":
+            status = "died: killed from outside, out of memory, or its node was lost"
+        if status != "completed":
+            reason = results[-1]["reason"]
+            _print_error(f"{folder.name} {status}" + (f": {reason}" if reason else ""))
+    if missing:
+        _print_error(f"without a result, {len(missing)} of {len(jobs)} jobs: {', '.join(missing)}")
+    completed = [result for result in results if result["status"] == "completed"]
     console = make_console()
     console.print(comparison_table(results))
-    done = len(results) - len(failed)
-    console.print(f"{done} of {len(results)} runs completed; folder: {sweep}", soft_wrap=True)
-    return [result["name"] for result in failed]
+    if results:
+        with _harmless("the sweep's report"):
+            _report(sweep)
+    if completed:
+        with _harmless("the sweep's summary"):
+            console.print(_summarize(completed[0], sweep), soft_wrap=True, markup=False)
+    line = f"{len(completed)} of {len(jobs)} runs completed; folder: {sweep}"
+    console.print(line, soft_wrap=True, markup=False)
+    return len(completed) == len(jobs)
 
 
 def _report(sweep: Path, *, figures: bool = True) -> None:
+    global _report_seconds
     from pqd import report
 
+    start = time.monotonic()
     report.build([sweep], sweep, figures=figures)
+    _report_seconds = time.monotonic() - start
 
 
-def _summarize(results: list[dict[str, Any]], sweep: Path) -> None:
-    """Logs the sweep's frontier to W&B, where its runs went."""
+def _summarize(completed: dict[str, Any], sweep: Path) -> str:
+    """Logs the sweep's frontier to W&B, where its runs went; returns the report's verdict."""
     from pqd import tracking
     from pqd.report.load import load
     from pqd.report.view import view
 
-    completed = next(result for result in results if result["status"] == "completed")
+    report = view(load([sweep]))
     config = OmegaConf.to_object(OmegaConf.merge(Config, completed["config"]))
     assert isinstance(config, Config)
     if config.logger.name != "none":
-        tracking.log_sweep(config, sweep, view(load([sweep])))
+        tracking.log_sweep(config, sweep, report)
+    return report.verdict
 
 
-def check_globs(arguments: list[str], conf: Path) -> None:
-    """Refuses a glob without a match, where Hydra would launch nothing and call it a success.
-
-    Args:
-        arguments: of the command line.
-        conf: the folder of configuration groups.
-
-    Raises:
-        UserError: a glob over a config group that matches none of its options.
-    """
-    overrides = OverridesParser.create().parse_overrides(
-        [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
-    )
-    for override in overrides:
-        glob = override.value()
-        group = conf / override.key_or_group
-        if isinstance(glob, Glob) and group.is_dir():
-            options = [path.stem for path in group.glob("*.yaml")]
-            if not glob.filter(options):
-                raise choices(override.key_or_group, override.get_value_string(), options)
+@contextmanager
+def _harmless(what: str) -> Iterator[None]:
+    """Around what must not fail a job or a sweep: an error is a line."""
+    try:
+        yield
+    except Exception as error:
+        line = " ".join(str(error).split())[:300]
+        log.warning("%s failed, the results are complete: %s: %s", what, type(error).__name__, line)
+        log.debug("", exc_info=True)
 
 
 def _nearest_key(text: str) -> str:

@@ -6,19 +6,18 @@ have an unfinished stage in common, and what a wave finishes the next one finds 
 """
 
 from collections.abc import Sequence
-from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
+from dataclasses import asdict
 
 from pqd.cache import key_of
+from pqd.config import Config
 
 # What of `train` does not reach every stage: the pipeline picks a stage's own number, or none.
 _PER_STAGE = ("epochs", "lr")
 _NOT_TRAINING = "eval_batch_size"
 
 
-def entries(cfg: DictConfig) -> list[str]:
-    """Names the cache entries that a job wants, from its composed configuration.
+def entries(config: Config) -> list[str]:
+    """Names the cache entries that a job wants, from its configuration.
 
     These are not the cache's keys, which need the data set, but they are equal for two jobs of a
     sweep exactly where those are (two spellings of one setting apart).
@@ -27,22 +26,20 @@ def entries(cfg: DictConfig) -> list[str]:
         One name for each of the baseline, the stages, the exported baseline and the artifact;
         none with the cache off, where jobs share nothing.
     """
-    cache = _plain(cfg.cache)
-    if not cache["enabled"]:
+    if not config.cache.enabled:
         return []
-    train = _plain(cfg.train)
+    given = asdict(config)
+    train = given["train"]
     own = {name: train.pop(name) for name in _PER_STAGE}
     del train[_NOT_TRAINING]
-    shared = {name: _plain(cfg[name]) for name in ("seed", "backbone", "dataset")}
-    last = key_of({"cache": cache, "train": train, **shared})
+    last = key_of({key: given[key] for key in ("cache", "train", "seed", "backbone", "dataset")})
     trained = []
-    for stage in ("baseline", *cfg.order.stages):
+    for stage in ("baseline", *config.order.stages):
         numbers = {name: own[name][stage] for name in _PER_STAGE}
-        identity = {"stage": stage, "settings": _plain(cfg[stage]), **numbers}
-        last = key_of({"parent": last, **identity})
+        last = key_of({"parent": last, "stage": stage, "settings": given[stage], **numbers})
         trained.append(last)
     dense = key_of({"dense": trained[0]})
-    figures = {"order": cfg.order.name, "runtime": _plain(cfg.runtime)}
+    figures = {"order": config.order.name, "runtime": given["runtime"]}
     return [*trained, dense, key_of({"parent": last, **figures})]
 
 
@@ -71,7 +68,3 @@ def waves(wanted: Sequence[Sequence[str]]) -> list[list[int]]:
         made |= making
         waiting = [job for job in waiting if job not in wave]
     return result
-
-
-def _plain(node: Any) -> Any:
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
