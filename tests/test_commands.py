@@ -98,8 +98,10 @@ class TestTrain:
         found = results(sweep)
         assert [r["status"] for r in found] == ["completed", "failed", "completed", "completed"]
         assert [s["cached"] for s in found[0]["stages"]] == [True] * 4
+        assert found[1]["config"]["distill"]["teacher"] == "/none"
         assert "3 of 4 runs completed" in again.stdout
-        assert "seed0 failed: stage distill: teacher /none cannot be read" in again.stderr
+        name = "1_resnet20_digits_pqd_seed0"
+        assert f"pqd: {name} failed: stage distill: teacher /none cannot be read" in again.stderr
         assert (sweep / "report.html").exists()
 
     def test_the_cache_is_listed_and_pruned(self, folder, done):
@@ -107,6 +109,20 @@ class TestTrain:
         assert "resnet20_digits_pqd_s0.9_seed0 distill" in listed.stdout
         kept = call([*PQD, "cache", "prune", "--dir", folder / "cache", "--days", "1"])
         assert kept.stdout.startswith("0 entries")
+        (damaged, *_) = [path for path in (folder / "cache").iterdir() if path.is_dir()]
+        (damaged / "manifest.json").unlink()
+        listed = call([*PQD, "cache", "ls", "--dir", folder / "cache"]).stdout.splitlines()
+        assert [line.split()[-1] for line in listed if damaged.name in line] == ["damaged"]
+        pruned = call([*PQD, "cache", "prune", "--dir", folder / "cache", "--days", "0"])
+        assert pruned.stdout.splitlines()[:-1] == listed[:-1]
+        assert not [path for path in (folder / "cache").iterdir() if path.suffix != ".lock"]
+
+    def test_other_settings_do_not_replace_the_results(self, folder, done):
+        before = (folder / "run/result.json").read_bytes()
+        other = call(command(folder, "order=pqd", "prune.sparsity=0.5"))
+        assert (other.returncode, other.stderr.count("\n")) == (1, 1)
+        assert other.stderr.startswith(f"pqd: {folder}/run holds another configuration's results")
+        assert (folder / "run/result.json").read_bytes() == before
 
 
 class TestMistakes:
@@ -115,6 +131,10 @@ class TestMistakes:
         [
             (["order=pdp"], "pqd: order=pdp is unknown (did you mean qpd?); choose from: "),
             (["-m", "order=glob(typo*)"], "pqd: order=glob(typo*) is unknown; choose from: "),
+            (
+                ["-m", "hydra.sweeper.params={oder: 'glob(*)'}"],
+                "(did you mean order?); choose from",
+            ),
             (["prune.sparsity=1.5"], "pqd: prune.sparsity=1.5 is outside [0, 1)"),
             (["train.epoch.prune=1"], "Did you mean train.epochs.prune?"),
         ],

@@ -71,8 +71,9 @@ def launch(main: Callable[[], Any]) -> None:
         _print_error(line)
         code = 1
     finally:
-        ours = _folder is not None and _folder.exists() and _jobs != []
-        failed = ours and not _finish(_folder, _jobs)
+        failed = False
+        if _folder is not None and _folder.exists() and _jobs != []:
+            failed = not _finish(_folder, _jobs)
     sys.exit(code or int(failed or _job_failed))
 
 
