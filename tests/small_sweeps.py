@@ -26,7 +26,7 @@ SIX = "order=glob(*)"
 THREE = "order=partial/none,partial/pq,partial/d"
 
 # What two runs of one configuration may differ in: times, places, and who trained a stage.
-_VOLATILE = {"seconds", "images_per_s", "cached", "latency", "provenance", "cache"}
+_VOLATILE = {"seconds", "images_per_s", "cached", "latency", "provenance", "measured", "cache"}
 
 
 def start(folder, *arguments, name="sweep", cache="cache"):
