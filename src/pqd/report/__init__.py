@@ -17,8 +17,8 @@ def build(folders: Iterable[Path], output: Path, *, figures: bool = True) -> Pat
     Args:
         folders: of runs or sweeps; several are joined.
         output: the folder to write report.html, report.md, points.csv, table.tex, frontier.png
-            and frontier.svg to.
-        figures: whether to draw the two static figures, which take most of the time.
+            and frontier.svg to; frontier-2 and so on with more families than fit on a page.
+        figures: whether to draw the static figures.
 
     Returns:
         the path of report.html.

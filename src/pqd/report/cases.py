@@ -2,9 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from pqd.report.load import Run
+from pqd.report.load import Run, by_machine
 
 ORDERS = ("pqd", "pdq", "qpd", "qdp", "dpq", "dqp")
 PARTIAL = ("pq", "qp", "pd", "dp", "qd", "dq", "p", "q", "d", "none")
@@ -68,16 +68,34 @@ def sort_orders(stages: dict[str, int]) -> list[str]:
 def distinct(runs: Iterable[Run]) -> tuple[list[Run], int]:
     """Drops repeats (same configuration but for paths and the like): the newest counts.
 
+    What a repeat measured of the same last stage is kept: on another machine, in another runtime.
+
     Returns:
         the runs that are left, and the number dropped.
     """
     runs = list(runs)
-    newest: dict[tuple[object, ...], Run] = {}
+    repeats: dict[tuple[object, ...], list[Run]] = defaultdict(list)
     for run in sorted(runs, key=lambda r: r.started):
         relevant = tuple(sorted((k, v) for k, v in run.config.items() if _matters(k, run)))
-        newest[run.order, run.backbone, run.dataset, run.sparsity, run.seed, relevant] = run
-    kept = {id(run) for run in newest.values()}
-    return [run for run in runs if id(run) in kept], len(runs) - len(kept)
+        key = run.order, run.backbone, run.dataset, run.sparsity, run.seed, relevant
+        repeats[key].append(run)
+    kept = {id(group[-1]): _merged(group) for group in repeats.values()}
+    return [kept[id(run)] for run in runs if id(run) in kept], len(runs) - len(kept)
+
+
+def _merged(repeats: list[Run]) -> Run:
+    """The newest of the repeats, with what the others measured of the same network."""
+    newest = repeats[-1]
+    if len(repeats) == 1:
+        return newest
+    key = newest.record[-1].get("key")
+    found = []
+    for run in repeats:
+        if run is newest or (key and run.record[-1].get("key") == key):
+            # Trained twice, on machines that round differently: as fast, not as accurate.
+            same = run.accuracy == newest.accuracy
+            found += [m if same else replace(m, accuracy={}) for m in run.measurements]
+    return replace(newest, measurements=by_machine(found))
 
 
 def cases(runs: Iterable[Run]) -> list[Case]:

@@ -1,7 +1,7 @@
 """Compares every three-stage order with the reference order, and says in words what is proven."""
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pqd.report import words
 from pqd.report.cases import REFERENCE, Case, sort_orders
@@ -13,6 +13,7 @@ from pqd.report.statistics import (
     holm,
     pairs_needed,
     sign_flip,
+    smallest_p,
 )
 
 Pair = tuple[int, str, str]  # seed, backbone, data set
@@ -26,12 +27,27 @@ class Comparison:
     difference: Estimate  # n is the number of pairs
     seeds: int  # different seeds among the pairs
     p: float | None  # None with fewer than six seeds
-    corrected: float | None  # Holm, over the tested orders
+    corrected: float | None = None  # Holm, over the tested orders
+    smallest: float | None = None  # `corrected`, had every order's differences all one sign
 
     @property
     def proven(self) -> bool:
         """Whether the corrected p is below the level."""
         return self.corrected is not None and self.corrected < LEVEL
+
+    @property
+    def verdict(self) -> str:
+        """What is shown of this order alone."""
+        if self.corrected is None or self.smallest is None:
+            return f"none possible: fewer than {MIN_SEEDS} seeds"
+        if self.proven:
+            return "more accurate" if self.difference.mean > 0 else "less accurate"
+        if self.smallest >= LEVEL:
+            return (
+                f"could not be shown: with {words.count(self.difference.n, 'pair')} "
+                f"corrected p ≥ {words.p(self.smallest)}"
+            )
+        return "not shown to differ"
 
 
 def compare(cases: list[Case]) -> list[Comparison]:
@@ -47,7 +63,7 @@ def compare(cases: list[Case]) -> list[Comparison]:
                 pair = run.seed, run.backbone, run.dataset
                 accuracy[run.order][pair][i] = run.accuracy
     reference = accuracy.pop(REFERENCE, {})
-    found = []
+    found: list[Comparison] = []
     for order in sort_orders(dict.fromkeys(accuracy, 3)):
         differences, seeds = [], set()
         for key, points in accuracy[order].items():
@@ -57,9 +73,13 @@ def compare(cases: list[Case]) -> list[Comparison]:
                 seeds.add(key[0])
         if difference := estimate(differences):
             p = sign_flip(differences) if len(seeds) >= MIN_SEEDS else None
-            found.append((order, difference, len(seeds), p))
-    corrected = iter(holm([p for *_, p in found if p is not None]))
-    return [Comparison(*c, next(corrected) if c[-1] is not None else None) for c in found]
+            found.append(Comparison(order, difference, len(seeds), p))
+    corrected = iter(holm([c.p for c in found if c.p is not None]))
+    smallest = iter(holm([smallest_p(c.difference.n) for c in found if c.p is not None]))
+    return [
+        c if c.p is None else replace(c, corrected=next(corrected), smallest=next(smallest))
+        for c in found
+    ]
 
 
 def verdict(comparisons: list[Comparison], accuracies: dict[str, Estimate]) -> str:

@@ -28,9 +28,9 @@ class Saving:
     """What the cache saved over all runs."""
 
     stages: int  # stages that the runs consist of
-    trained: int  # of these, trained rather than taken from the cache
+    trained: int  # trainings that these need; see `saving`
     seconds: float  # all stages, had each been trained
-    spent: float  # seconds of those trained
+    spent: float  # seconds of these trainings
 
     @property
     def saved(self) -> float:
@@ -76,14 +76,21 @@ def costs(case: Case, times: dict[str, float]) -> list[Cost]:
 
 
 def saving(runs: list[Run], times: dict[str, float]) -> Saving:
-    """What the cache saved."""
+    """What the cache saved.
+
+    A stage that no run says it trained was trained once all the same, by an attempt that was killed
+    or by another sweep.
+    """
     entries = [entry for run in runs for entry in run.record]
-    trained = [entry for entry in entries if not entry.get("cached")]
+    trainings = dict.fromkeys(times, 0)
+    for entry in entries:
+        trainings[_key(entry)] += not entry.get("cached")
+    trainings = {key: max(1, count) for key, count in trainings.items()}
     return Saving(
         stages=len(entries),
-        trained=len(trained),
+        trained=sum(trainings.values()),
         seconds=sum(times[_key(entry)] for entry in entries),
-        spent=sum(float(entry["seconds"]) for entry in trained),
+        spent=sum(times[key] * count for key, count in trainings.items()),
     )
 
 

@@ -10,6 +10,8 @@ _SPECIAL = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "±": r"$\pm$",
+    "†": r"$^\dagger$",
+    "‡": r"$^\ddagger$",
     "·": r"$\cdot$",
     "–": "--",
     "−": "$-$",
@@ -36,7 +38,20 @@ def latex(report: Report) -> str:
     for case in report.cases:
         title = rf"\multicolumn{{{len(head)}}}{{l}}{{\emph{{{_escape(case.case.label)}}}}} \\"
         lines += [r"\midrule", title, *_rows(case, shown)]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    return "\n".join(
+        [*lines, *(rf"\par{{\footnotesize {_escape(n)}}}" for n in _notes(report, shown)), ""]
+    )
+
+
+def _notes(report: Report, shown: list[Condition]) -> list[str]:
+    """Footnotes below the table."""
+    timings = [row.timing(c) for view in report.cases for row in view.rows for c in shown]
+    noisy = any(t and t.noisy for t in timings)
+    notes = [f"{words.NOISY} A wide interval or other work in at least one run."] if noisy else []
+    machines = dict.fromkeys(c.machine for c in shown)
+    disturbed = [(m, report.disturbances[m]) for m in machines if m in report.disturbances]
+    return notes + [f"{machine}: {text}." for machine, text in disturbed]
 
 
 def _rows(view: CaseView, shown: list[Condition]) -> list[str]:
@@ -50,7 +65,7 @@ def _rows(view: CaseView, shown: list[Condition]) -> list[str]:
             _with_deviation(row.accuracy),
             f"{row.sparsity.mean:.1f}",
             words.bytes_(size.mean if size else None),
-            *(words.ms(t.p50 if t else None) for t in timings),
+            *map(words.latency, timings),
         ]
         lines.append(_line(cells))
     return lines

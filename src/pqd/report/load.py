@@ -1,7 +1,9 @@
 """Reads result.json and bench-*.json files into `Run`s. What can't be read is named, not raised."""
 
+import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 from pqd.errors import UserError
 
 SCHEMA = 1
-STATUSES = ("completed", "failed", "interrupted")
+STATUSES = ("completed", "failed", "interrupted", "running")
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Run:
     """A completed run."""
 
     folder: Path
+    digest: str  # SHA-256 of its result.json
     config: dict[str, str]  # dotted key -> value
     order: str  # initials of the stages, e.g. pqd; none without any
     stages: tuple[str, ...]  # of the order, without the baseline
@@ -39,7 +42,7 @@ class Run:
     record: list[dict[str, Any]]  # one entry per stage, the baseline first
     final: dict[str, Any]
     provenance: dict[str, Any]
-    measurements: list[Measurement]  # one per machine
+    measurements: list[Measurement]  # one per machine, see `by_machine`
 
     @property
     def accuracy(self) -> float:
@@ -57,7 +60,7 @@ class Loaded:
     """Everything found below the folders."""
 
     runs: list[Run]
-    unfinished: list[dict[str, str]]  # failed and interrupted runs: name, status, reason
+    unfinished: list[dict[str, str]]  # runs that did not complete: name, status, reason
     problems: list[str]  # files that could not be read, one line each
 
 
@@ -71,19 +74,15 @@ def load(folders: Iterable[Path]) -> Loaded:
     loaded = Loaded([], [], [])
     for path in _results(folders):
         try:
-            data = _read(path)
+            content = path.read_bytes()
+            data = _parse(content)
             if data.get("status") not in STATUSES:
                 raise ValueError(f"status is {data.get('status')!r}, not one of {STATUSES}")
             if data["status"] == "completed":
-                loaded.runs.append(_run(path.parent, data, loaded.problems))
+                digest = hashlib.sha256(content).hexdigest()
+                loaded.runs.append(_run(path.parent, digest, data, loaded.problems))
             else:
-                loaded.unfinished.append(
-                    {
-                        "name": str(data.get("name") or path.parent.name),
-                        "status": data["status"],
-                        "reason": str(data.get("reason") or "no reason recorded"),
-                    }
-                )
+                loaded.unfinished.append(_unfinished(path.parent, data))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             loaded.problems.append(_problem(path, error))
     if not (loaded.runs or loaded.unfinished or loaded.problems):
@@ -97,7 +96,11 @@ def _results(folders: list[Path]) -> Iterator[Path]:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder; give the folder of a run or of a sweep")
-        for path in sorted(folder.rglob("result.json")):
+        # Unlike rglob, os.walk passes over a folder that vanishes meanwhile, as a job's does.
+        walk = os.walk(folder)
+        for path in sorted(
+            Path(at, "result.json") for at, _, names in walk if "result.json" in names
+        ):
             if (resolved := path.resolve()) not in seen:
                 seen.add(resolved)
                 yield path
@@ -108,8 +111,8 @@ def _problem(path: Path, error: Exception) -> str:
     return f"{path.parent.name}/{path.name}: {what}".replace("\n", " ")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    data = json.loads(path.read_text(encoding="utf-8"))
+def _parse(content: bytes) -> dict[str, Any]:
+    data = json.loads(content)
     if not isinstance(data, dict):
         raise ValueError("not a JSON object")
     if data.get("schema") != SCHEMA:
@@ -117,7 +120,16 @@ def _read(path: Path) -> dict[str, Any]:
     return data
 
 
-def _run(folder: Path, data: dict[str, Any], problems: list[str]) -> Run:
+def _unfinished(folder: Path, data: dict[str, Any]) -> dict[str, str]:
+    killed = "not finished yet, or killed" if data["status"] == "running" else "no reason recorded"
+    return {
+        "name": str(data.get("name") or folder.name),
+        "status": data["status"],
+        "reason": str(data.get("reason") or killed),
+    }
+
+
+def _run(folder: Path, digest: str, data: dict[str, Any], problems: list[str]) -> Run:
     config, final = data["config"], data["final"]
     stages = tuple(config["order"]["stages"])
     if len(data["stages"]) != len(stages) + 1:
@@ -131,15 +143,17 @@ def _run(folder: Path, data: dict[str, Any], problems: list[str]) -> Run:
         _require(record, "stage")
         _number(record, "seconds")
         _optional(record, "validation_accuracy")
-    measurements = [_measurement(data["provenance"], final)]
+    # The cache may have handed the figures to this run from another machine and time.
+    measured = [_measurement(final.get("measured") or data["provenance"], final)]
     for path in sorted(folder.glob("bench-*.json")):
         try:
-            bench = _read(path)
-            measurements.append(_measurement(bench["provenance"], bench))
+            bench = _parse(path.read_bytes())
+            measured.append(_measurement(bench["provenance"], bench))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             problems.append(_problem(path, error))
     return Run(
         folder=folder,
+        digest=digest,
         config=dict(_flat(config)),
         order="".join(stage[0] for stage in stages) or "none",  # order.name may have kept a preset
         stages=stages,
@@ -151,7 +165,7 @@ def _run(folder: Path, data: dict[str, Any], problems: list[str]) -> Run:
         record=data["stages"],
         final=final,
         provenance=data["provenance"],
-        measurements=_by_machine(measurements),
+        measurements=by_machine(measured),
     )
 
 
@@ -192,10 +206,11 @@ def _measurement(provenance: dict[str, Any], data: dict[str, Any]) -> Measuremen
     return Measurement(machine, provenance, rows, data.get("accuracy_by_runtime") or {})
 
 
-def _by_machine(measurements: list[Measurement]) -> list[Measurement]:
-    """One measurement per machine: where one measured the same thing twice, the newest counts."""
+def by_machine(measurements: Iterable[Measurement]) -> list[Measurement]:
+    """One measurement per machine: where one measured the same thing twice, the later counts."""
     joined: dict[str, Measurement] = {}
-    for new in sorted(measurements, key=lambda m: str(m.provenance.get("started", ""))):
+    # Only `pqd bench` ever left out the date, and it measures what is finished.
+    for new in sorted(measurements, key=lambda m: str(m.provenance.get("started", "9999"))):
         old = joined.get(new.machine)
         rows = {_same(row): row for m in (old, new) if m for row in m.latency}
         accuracy = (old.accuracy if old else {}) | new.accuracy

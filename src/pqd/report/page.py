@@ -6,9 +6,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pqd.report import cost, figures, words
+from pqd.report import cost, figures, static, words
 from pqd.report.cases import REFERENCE
-from pqd.report.statistics import LEVEL, MIN_SEEDS
+from pqd.report.statistics import LEVEL
 from pqd.report.style import STEPS, colour, polygon
 from pqd.report.summary import DENSE, MARGIN, SIZES, Condition, Row, Timing
 from pqd.report.view import Report
@@ -73,8 +73,9 @@ def html(report: Report) -> str:
 
 
 def markdown(report: Report, *, figure: bool) -> str:
-    """Renders report.md; `figure` says whether frontier.png lies beside it."""
-    return str(template("report.md.jinja").render(**context(report), figure=figure))
+    """Renders report.md; `figure` says whether frontier.png and its like lie beside it."""
+    stems = list(static.pages(report)) if figure else []
+    return str(template("report.md.jinja").render(**context(report), stems=stems))
 
 
 def template(name: str) -> Any:
@@ -103,7 +104,6 @@ def context(report: Report) -> dict[str, Any]:
         "facts": facts(report),
         "DENSE": DENSE,
         "REFERENCE": REFERENCE,
-        "MIN_SEEDS": MIN_SEEDS,
         "LEVEL": LEVEL,
         "MARGIN": MARGIN,
         "SIZES": SIZES,

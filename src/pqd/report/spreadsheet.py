@@ -5,9 +5,7 @@ import io
 from collections.abc import Iterable
 from typing import Any
 
-from pqd.cache import file_digest
 from pqd.config import STAGES
-from pqd.record import FILE
 from pqd.report.cases import distinct, variants
 from pqd.report.load import Loaded, Measurement, Run
 from pqd.report.summary import SIZES
@@ -36,7 +34,7 @@ def _result(run: Run, variant: dict[str, str]) -> dict[str, Any]:
     records = {entry["stage"]: entry for entry in run.record}
     row: dict[str, Any] = {
         "folder": run.folder.name,
-        "result_sha256": file_digest(run.folder / FILE),
+        "result_sha256": run.digest,
         "config_hash": run.config_hash,
         "commit": run.provenance.get("commit"),
         "started": run.started,

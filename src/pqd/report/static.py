@@ -9,50 +9,82 @@ from pqd.report.style import colour, log_axis, polygon
 from pqd.report.summary import DENSE, Frontier
 from pqd.report.view import Report
 
-MAX_ROWS = 8  # families drawn; more make no figure for a page
-WIDTH, HEIGHT = 3.5, 2.6  # inches of one pair of axes
+ROWS = 8  # families on a page; more go to frontier-2.png and so on
+WIDTH, HEIGHT = 3.5, 2.6  # inches of one panel
+NOTE = "filled: on the frontier (dotted line); hollow: dominated; bars: 95 % t-intervals over seeds"
 
 
 def frontier(report: Report) -> dict[str, bytes]:
-    """A row of axes per family; a column for size and one per runtime in the first setup.
+    """A row of panels per family; a column for size and one per runtime in the first setup.
 
     Returns:
         the files' contents by name; empty when there is nothing to draw.
     """
     import matplotlib
+
+    files: dict[str, bytes] = {}
+    with matplotlib.rc_context({"font.size": 8, "svg.fonttype": "none", "svg.hashsalt": "pqd"}):
+        for stem, grid in pages(report).items():
+            figure = _figure(grid, [DENSE, *report.orders])
+            png, svg = io.BytesIO(), io.BytesIO()
+            figure.savefig(png, format="png", dpi=150, pil_kwargs={"compress_level": 4})
+            figure.savefig(svg, format="svg", metadata={"Date": None})
+            files |= {f"{stem}.png": png.getvalue(), f"{stem}.svg": svg.getvalue()}
+    return files
+
+
+def pages(report: Report) -> dict[str, list[tuple[str, list[Frontier]]]]:
+    """What to draw: family and frontiers of each row, by the stem of the file's name."""
+    setup = report.setups[0] if report.setups else ""
+    rows = [
+        (family.label, shown)
+        for family in report.families
+        if (
+            shown := [
+                f
+                for f in family.frontiers
+                if f.condition is None or words.setup(f.condition) == setup
+            ]
+        )
+    ]
+    starts = range(0, len(rows), ROWS)
+    return {
+        f"frontier-{i + 1}" if i else "frontier": rows[start : start + ROWS]
+        for i, start in enumerate(starts)
+    }
+
+
+def _figure(grid: list[tuple[str, list[Frontier]]], orders: list[str]) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
-    setup = report.setups[0] if report.setups else ""
-    grid = [
-        [f for f in family.frontiers if f.condition is None or words.setup(f.condition) == setup]
-        for family in report.families[:MAX_ROWS]
-    ]
-    columns = max((len(row) for row in grid), default=0)
-    if not columns:
-        return {}
-    handles = _legend([DENSE, *report.orders])
-    below = 0.25 + 0.17 * math.ceil(len(handles) / (3 * columns))  # inches of the legend
+    columns = max(len(row) for _, row in grid)
+    across = min(3 * columns, len(orders))
+    below = 0.45 + 0.17 * math.ceil(len(orders) / across)  # inches of legend and note
     width, height = WIDTH * columns, HEIGHT * len(grid) + below
-    with matplotlib.rc_context({"font.size": 8, "svg.fonttype": "none", "svg.hashsalt": "pqd"}):
-        figure = Figure(figsize=(width, height))
-        FigureCanvasAgg(figure)
-        for i, row in enumerate(grid):
-            for j, f in enumerate(row):
-                # Margins in inches: matplotlib's own layout engines take most of a report's time.
-                x, y = WIDTH * j + 0.6, HEIGHT * (len(grid) - 1 - i) + below + 0.45
-                box = (x / width, y / height, (WIDTH - 0.7) / width, (HEIGHT - 0.75) / height)
-                _draw(figure.add_axes(box), f, report.families[i].label)
-        figure.legend(
-            handles=handles,
-            loc="lower center",
-            ncols=min(3 * columns, len(handles)),
-            frameon=False,
-        )
-        png, svg = io.BytesIO(), io.BytesIO()
-        figure.savefig(png, format="png", dpi=150)
-        figure.savefig(svg, format="svg", metadata={"Date": None})
-    return {"frontier.png": png.getvalue(), "frontier.svg": svg.getvalue()}
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    for i, (label, row) in enumerate(grid):
+        for j, f in enumerate(row):
+            # Margins in inches: matplotlib's own layout engines take most of a report's time.
+            x, y = WIDTH * j + 0.6, HEIGHT * (len(grid) - 1 - i) + below + 0.45
+            box = (x / width, y / height, (WIDTH - 0.7) / width, (HEIGHT - 0.75) / height)
+            _draw(figure.add_axes(box), f, label)
+    handles = [
+        Line2D([], [], linestyle="", marker=_marker(o), markersize=6, color=colour(o), label=o)
+        for o in orders
+    ]
+    figure.legend(
+        handles=handles,
+        ncols=across,
+        frameon=False,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 0.25 / height),
+    )
+    size = 7 if columns > 1 else 5
+    figure.text(0.5, 0.12 / height, NOTE, ha="center", fontsize=size, color="0.3")
+    return figure
 
 
 def _draw(ax: Any, f: Frontier, title: str) -> None:
@@ -95,15 +127,6 @@ def _draw(ax: Any, f: Frontier, title: str) -> None:
         c = f.condition
         where = f"{words.runtime(c.runtime)}, {words.threads(c)}, batch {c.batch_size}"
         ax.set_xlabel(f"median ms, {where}")
-
-
-def _legend(orders: list[str]) -> list[Any]:
-    from matplotlib.lines import Line2D
-
-    return [
-        Line2D([], [], linestyle="", marker=_marker(o), markersize=6, color=colour(o), label=o)
-        for o in orders
-    ]
 
 
 def _marker(order: str) -> Any:

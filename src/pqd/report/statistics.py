@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
 
 LEVEL = 0.05  # of every test; intervals cover 1 - LEVEL
 MIN_SEEDS = 6  # 2 / 2**6 = 0.031 is the first two-sided sign-flip p below LEVEL
@@ -42,6 +44,7 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     return Estimate(mean, deviation, mean - half, mean + half, n)
 
 
+@cache
 def _t_quantile(freedom: int) -> float:
     from scipy.special import stdtrit  # a quarter of scipy.stats' import time
 
@@ -62,13 +65,26 @@ def sign_flip(differences: Sequence[float]) -> float:
     import numpy as np
 
     d = np.asarray(differences, np.float64)
-    if len(d) <= EXACT_PAIRS:
-        bits = np.arange(2 ** len(d))[:, None] >> np.arange(len(d)) & 1
-    else:
-        bits = np.random.default_rng(0).integers(0, 2, (2**EXACT_PAIRS, len(d)), np.int8)
-        bits[0] = 0  # the observed signs
-    means = np.abs((1.0 - 2.0 * bits) @ d)
+    means = np.abs(_signs(len(d)) @ d)
     return float(np.mean(means >= abs(d.sum()) * (1 - 1e-12)))  # against rounding of equal sums
+
+
+@lru_cache(maxsize=2)  # orders have as many pairs as each other, mostly
+def _signs(pairs: int) -> Any:
+    """Patterns of signs [patterns, pairs], the observed signs first."""
+    import numpy as np
+
+    if pairs <= EXACT_PAIRS:
+        bits = np.arange(2**pairs)[:, None] >> np.arange(pairs) & 1
+    else:
+        bits = np.random.default_rng(0).integers(0, 2, (2**EXACT_PAIRS, pairs), np.int8)
+        bits[0] = 0
+    return 1.0 - 2.0 * bits
+
+
+def smallest_p(pairs: int) -> float:
+    """The p of `sign_flip` where all pairs have one sign; none is lower."""
+    return 2.0 ** (1 - min(pairs, EXACT_PAIRS + 1))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

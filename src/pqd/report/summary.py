@@ -77,6 +77,12 @@ class Frontier:
     reference: tuple[float, float]  # of the hypervolume: cost, accuracy in %
     volumes: dict[str, Estimate]  # % of the rectangle, by order, over seeds
 
+    def point(self, row: Row, sparsity: float | None) -> Point | None:
+        """The point of a row of the case with this sparsity."""
+        pruned = sparsity if "prune" in row.stages else None
+        here = (p for p in self.points if (p.order, p.sparsity) == (row.order, pruned))
+        return next(here, None)
+
 
 def conditions(cases: list[Case]) -> list[Condition]:
     """Every condition under which something was measured."""

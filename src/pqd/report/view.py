@@ -3,13 +3,13 @@
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 
-from pqd.report import cost
+from pqd.report import cost, words
 from pqd.report.cases import Case, cases, distinct, sort_orders
 from pqd.report.compare import Comparison, compare, verdict
+from pqd.report.disturbance import disturbances
 from pqd.report.load import Loaded, Run
 from pqd.report.statistics import Estimate, estimate
-from pqd.report.summary import DEPLOYED, Condition, Frontier, Row, conditions, frontiers, rows
-from pqd.report.words import runtime, setup
+from pqd.report.summary import Condition, Frontier, Row, conditions, frontiers, rows
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,19 @@ class CaseView:
         full = [row for row in self.rows[1:] if len(row.stages) == longest]
         return max(full, key=lambda row: row.accuracy.mean)
 
-    def flagged(self, flag: str) -> bool:
-        """Whether any deployed model is `noisy` or `slower` than dense."""
-        timings = [t for row in self.rows for t in row.timings if t.model in DEPLOYED]
-        return any(getattr(t, flag) for t in timings)
+    @property
+    def notes(self) -> list[str]:
+        """What the marks of latencies mean, where there are any."""
+        timings = [t for row in self.rows for t in row.timings]
+        noisy, slower = sum(t.noisy for t in timings), sum(t.slower for t in timings)
+        of = f"of {words.count(sum(t.p50.n for t in timings), 'measurement')} in all"
+        notes = []
+        if noisy:
+            why = "a wide interval, or other work on the cores"
+            notes.append(f"{words.NOISY} noisy in at least one run: {why} ({noisy} {of}).")
+        if slower:
+            notes.append(f"{words.SLOWER} slower than dense in at least one run ({slower} {of}).")
+        return notes
 
     def row(self, order: str) -> Row | None:
         """The row of an order, if it was run."""
@@ -66,6 +75,7 @@ class Report:
     comparisons: list[Comparison]  # over all cases
     verdict: str  # over all cases
     saving: cost.Saving
+    disturbances: dict[str, str]  # what ran beside the measurements of latency, by machine
     machines: list[dict[str, str]]  # where was measured
     training: dict[str, str]  # where was trained
     checks: dict[str, str]  # what accuracy is, and whether all ways to measure it agree
@@ -78,7 +88,7 @@ class Report:
     @property
     def setups(self) -> list[str]:
         """Machine, threads and batch size of every condition, each once."""
-        return list(dict.fromkeys(setup(c) for c in self.conditions))
+        return list(dict.fromkeys(words.setup(c) for c in self.conditions))
 
 
 def view(loaded: Loaded) -> Report:
@@ -115,6 +125,7 @@ def view(loaded: Loaded) -> Report:
         comparisons=pooled,
         verdict=verdict(pooled, _accuracies(runs)),
         saving=cost.saving(runs, times),
+        disturbances=disturbances(runs),
         machines=_machines(runs),
         training=_training(runs),
         checks=_checks(runs),
@@ -142,7 +153,7 @@ def _machines(runs: list[Run]) -> list[dict[str, str]]:
             entry["ISA"][", ".join(m.provenance.get("isa") or ["not recorded"])] += 1
             entry["operating system"][str(m.provenance.get("os", "not recorded"))] += 1
             for row in m.latency:
-                name = f"{runtime(row['runtime'])} {row.get('version', '')}".strip()
+                name = f"{words.runtime(row['runtime'])} {row.get('version', '')}".strip()
                 entry["runtimes"][name] += 1
             if peak := m.provenance.get("int8_peak_gops"):
                 entry["INT8 peak, GOP/s"][f"{peak:.0f}"] += 1

@@ -3,7 +3,7 @@
 import math
 
 from pqd.report.statistics import Estimate
-from pqd.report.summary import Condition
+from pqd.report.summary import Condition, Timing
 
 RUNTIMES = {
     "onnxruntime": "ONNX Runtime",
@@ -12,7 +12,7 @@ RUNTIMES = {
     "torch_compiled": "PyTorch compiled",
 }
 MODELS = {"dense": "dense FP32", "pruned": "pruned FP32", "int8": "INT8", "fp32": "FP32"}
-MISSING = "–"
+MISSING, NOISY, SLOWER = "–", "†", "‡"
 
 
 def runtime(name: str) -> str:
@@ -58,6 +58,18 @@ def significant(value: float) -> str:
 def ms(e: Estimate | None) -> str:
     """A latency in ms."""
     return MISSING if e is None else significant(e.mean)
+
+
+def latency(t: Timing | None) -> str:
+    """A median latency in ms, marked where a measurement was noisy."""
+    return MISSING if t is None else ms(t.p50) + (NOISY if t.noisy else "")
+
+
+def speedup(t: Timing | None) -> str:
+    """A speed-up, marked where a measurement was noisy or slower than dense."""
+    if t is None or t.speedup is None:
+        return MISSING
+    return times(t.speedup.mean) + (NOISY if t.noisy else "") + (SLOWER if t.slower else "")
 
 
 def times(value: float | None) -> str:
