@@ -84,7 +84,7 @@ def check(local, slurm, preempted, jobs):
     assert not waits, f"a job waited for another one's stage: {waits}"
     trained, needed = (
         sum(map(sweeps.epochs_trained, logs)),
-        sweeps.epochs_trained(local / "sweep.log"),
+        sweeps.epochs_trained((local / "sweep.log").read_text()),
     )
     assert needed <= trained <= needed + preempted, "a stage did not go on from its last epoch"
     return trained - needed
