@@ -11,6 +11,7 @@ import psutil
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
@@ -112,14 +113,16 @@ class Noting:
 
     def __init__(self, folder, failing=(), dying=()):
         self.told, self.folder, self.failing, self.dying = [], folder, failing, dying
+        self.places = []
 
     def launch(self, job_overrides, initial_job_idx):
+        self.places += [job[-1] for job in job_overrides]
         self.told.append((initial_job_idx, [job[0].split("=")[1] for job in job_overrides]))
         return [self.end(i, order) for i, order in enumerate(self.told[-1][1], initial_job_idx)]
 
     def end(self, number, order):
         job = self.folder / f"{number}_resnet20_digits_{order}_seed0"
-        job.mkdir(parents=True)
+        job.mkdir(parents=True, exist_ok=True)
         (job / "result.json").write_text('{"status": "running"}')
         if order in self.dying:
             raise RuntimeError(f"{order}\ndied")
@@ -168,6 +171,16 @@ def test_the_sweeper_numbers_jobs_across_waves_and_announces_them(sweep, tmp_pat
     names = ["0_{}pqd", "1_{}pdq", "2_{}qpd", "3_{}dpq", "4_{}qdp", "5_{}dqp"]
     expected = [name.format("resnet20_digits_") + "_seed0" for name in names]
     assert pqd.sweep._jobs == [tmp_path / "sweep" / name for name in expected]
+    assert launcher.places == [f"hydra.sweep.subdir='{name}'" for name in expected]
+
+
+def test_a_time_in_a_jobs_folder_stays_what_was_announced(sweep, tmp_path):
+    launcher = Noting(tmp_path / "sweep")
+    subdir = r"it\'s ${now:%f} ${hydra.job.num}"
+    sweep(launcher, "order=pqd,qpd", hydra_overrides=[f"hydra.sweep.subdir='{subdir}'"])
+    parsed = OverridesParser.create().parse_overrides(launcher.places)
+    assert [tmp_path / "sweep" / o.value() for o in parsed] == pqd.sweep._jobs
+    assert [path.name.partition(" ")[0] for path in pqd.sweep._jobs] == ["it's"] * 2
 
 
 def test_a_failure_stops_no_later_wave(sweep, tmp_path):
@@ -179,7 +192,8 @@ def test_a_failure_stops_no_later_wave(sweep, tmp_path):
 
 def test_nor_does_a_job_that_dies(sweep, tmp_path, caplog):
     launcher = Noting(tmp_path / "sweep", dying=["pdq"])
-    sweep(launcher)
+    with pytest.raises(UserError, match="a job died; the same command goes on from where it was"):
+        sweep(launcher)
     assert launcher.told == LAUNCHED
     (line,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert line == "a job died; the others go on. RuntimeError: pdq died"
@@ -192,6 +206,7 @@ def test_a_launcher_that_launches_nothing_is_one_line(sweep):
 
     with pytest.raises(UserError, match="no job could be launched; FileNotFoundError: no sbatch h"):
         sweep(Broken())
+    assert pqd.sweep._jobs == []  # so nothing more is said of them
 
 
 def test_nothing_is_launched_where_other_results_would_be_lost(sweep, job, tmp_path):
@@ -212,6 +227,7 @@ def test_nothing_is_launched_where_other_results_would_be_lost(sweep, job, tmp_p
     [
         ("seed=1,2", "${order.name}", "hydra.sweep.subdir names one folder for several jobs"),
         ("prune.sparsity=0.5,1.5", "${hydra.job.num}", "prune.sparsity=1.5 is outside [0, 1)"),
+        ("seed=interval(0,3)", "${hydra.job.num}", "seed=interval(0,3) has no end of values; "),
         ("order.stages=[shrink]", "${hydra.job.num}", "a stage of order.stages=shrink is unknown"),
     ],
 )

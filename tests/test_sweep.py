@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from hydra.types import RunMode
 
-from pqd import report, sweep
+from pqd import progress, report, sweep
 from pqd.config import Config, LoggerConfig
 from pqd.record import new_record
 
@@ -56,6 +56,11 @@ def test_failed_jobs_are_named_by_their_folders(job, tmp_path, capsys):
     ]
 
 
+def test_after_ctrl_c_a_job_may_still_be_running(job, tmp_path, capsys):
+    assert not sweep._finish(tmp_path, [job("running")], interrupted=True)
+    assert capsys.readouterr().err == "pqd: 0_job running\n"
+
+
 def test_jobs_of_an_earlier_sweep_do_not_count(job, tmp_path, capsys):
     earlier, own = job("failed", "old"), job("completed")
     assert sweep._finish(tmp_path, [own])
@@ -69,19 +74,25 @@ def test_no_job_is_an_error(tmp_path, capsys):
     assert capsys.readouterr().err == f"pqd: no job was launched in {tmp_path}\n"
 
 
-@pytest.mark.parametrize("trouble", ["build", "_summarize"])
-def test_an_error_in_the_report_or_summary_is_a_line(job, tmp_path, monkeypatch, caplog, trouble):
+@pytest.mark.parametrize(
+    ("module", "trouble", "what"),
+    [
+        (report, "build", "the sweep's report"),
+        (sweep, "_summarize", "the sweep's summary"),
+        (progress, "comparison_table", "the table"),
+    ],
+)
+def test_what_a_sweep_shows_at_its_end_does_not_fail_it(
+    job, tmp_path, monkeypatch, caplog, module, trouble, what
+):
     def fail(*_, **__):
         raise KeyError("x")
 
-    monkeypatch.setattr(report if trouble == "build" else sweep, trouble, fail)
+    monkeypatch.setattr(module, trouble, fail)
     with caplog.at_level(logging.DEBUG):
         assert sweep._finish(tmp_path, [job("completed")])
-    what = "report" if trouble == "build" else "summary"
     warning, trace = caplog.records
-    assert warning.getMessage() == (
-        f"the sweep's {what} failed, the results are complete: KeyError: 'x'"
-    )
+    assert warning.getMessage() == f"{what} failed, the results are complete: KeyError: 'x'"
     assert (trace.levelname, trace.exc_info[0]) == ("DEBUG", KeyError)
 
 

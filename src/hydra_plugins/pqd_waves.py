@@ -10,7 +10,7 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString
 from hydra.core.utils import JobReturn
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
@@ -38,7 +38,7 @@ class WaveSweeper(BasicSweeper):
             The jobs' results, wave by wave.
 
         Raises:
-            UserError: there is no job, one of them cannot run, or no job could be launched.
+            UserError: there is no job, one of them cannot run, none could be launched, or one died.
             Exception: the first that a job raised, once all jobs have ended.
         """
         assert self.config is not None
@@ -55,7 +55,8 @@ class WaveSweeper(BasicSweeper):
         settings = [config.parse(_without_hydra(cfg)) for cfg in composed]
         order = waves([entries(job) for job in settings])
         ranked = list(chain.from_iterable(order))
-        folders = [folder / _subfolder(composed[job], rank) for rank, job in enumerate(ranked)]
+        names = [_subfolder(composed[job], rank) for rank, job in enumerate(ranked)]
+        folders = [folder / name for name in names]
         if len(set(folders)) < len(folders):
             raise UserError(
                 "hydra.sweep.subdir names one folder for several jobs; ${hydra.job.num} in it "
@@ -67,20 +68,25 @@ class WaveSweeper(BasicSweeper):
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
 
-        first = 0
+        first, died = 0, False
         results: list[Sequence[JobReturn]] = []
         for wave in order:
+            placed = [[*jobs[job], _fixed(names[rank])] for rank, job in enumerate(wave, first)]
             try:
-                results.append(self._launch([jobs[i] for i in wave], first))
+                results.append(self._launch(placed, first))
             except Exception as error:  # the launcher's: a job died and left no result
                 line = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
                 if not any((path / FILE).exists() for path in folders):
+                    sweep.announce([])
                     raise UserError(f"no job could be launched; {line}") from error
                 log.warning("a job died; the others go on. %s", line)
                 log.debug("", exc_info=True)
+                died = True
             first += len(wave)
         for result in chain.from_iterable(results):
             _ = result.return_value  # raises what the job raised
+        if died:  # an error even if all folders hold results, from an earlier start
+            raise UserError("a job died; the same command goes on from where it was")
         return results
 
     def _launch(self, jobs: list[list[str]], first: int) -> Sequence[JobReturn]:
@@ -107,12 +113,17 @@ def check_swept(overrides: list[Override], loader: ConfigLoader) -> None:
     """Refuses sweeps without a job, where Hydra would launch nothing and call it a success.
 
     Raises:
-        UserError: a glob matches nothing, or its key is no config group, or a range is empty.
+        UserError: a glob matches nothing, or its key is no config group; a range is empty, or is
+            an interval.
     """
     for override in overrides:
-        if not override.is_sweep_override() or not override.is_discrete_sweep():
+        if not override.is_sweep_override():
             continue
         group, given = override.key_or_group, override.get_value_string()
+        if not override.is_discrete_sweep():
+            raise UserError(
+                f"{group}={given} has no end of values; list some, or give a range(...)"
+            )
         options = loader.get_group_options(group)
         if isinstance(override.value(), Glob) and not options:
             groups = [name for name in loader.list_groups("") if name != "hydra"]
@@ -136,6 +147,11 @@ def _subfolder(cfg: DictConfig, number: int) -> str:
     with read_write(cfg), open_dict(cfg):
         cfg.hydra.job.num = number
     return str(cfg.hydra.sweep.subdir)
+
+
+def _fixed(subfolder: str) -> str:
+    """The override that gives a job its folder, also if there is a time in the name."""
+    return f"hydra.sweep.subdir={QuotedString(subfolder, Quote.single).with_quotes()}"
 
 
 @contextmanager

@@ -58,6 +58,7 @@ def launch(main: Callable[[], Any]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors arrive here rather than printed by Hydra
     # `kill` is as Ctrl-C, or else joblib's workers would train on without us.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    code = 1
     try:
         main()
         code = 0
@@ -69,11 +70,10 @@ def launch(main: Callable[[], Any]) -> None:
         if line is None:
             raise
         _print_error(line)
-        code = 1
     finally:
         failed = False
         if _folder is not None and _folder.exists() and _jobs != []:
-            failed = not _finish(_folder, _jobs)
+            failed = not _finish(_folder, _jobs, interrupted=code == 130)
     sys.exit(code or int(failed or _job_failed))
 
 
@@ -128,12 +128,13 @@ def _after_job() -> None:
             _report(sweep, figures=False)
 
 
-def _finish(sweep: Path, jobs: list[Path] | None) -> bool:
+def _finish(sweep: Path, jobs: list[Path] | None, *, interrupted: bool = False) -> bool:
     """Ends a sweep: names the failed jobs, and makes the report, the table and W&B's summary.
 
     Args:
         sweep: its folder.
         jobs: the folders of its jobs; None if they are all that are there.
+        interrupted: jobs may be under way still, on a cluster.
 
     Returns:
         Whether all jobs completed.
@@ -152,7 +153,7 @@ def _finish(sweep: Path, jobs: list[Path] | None) -> bool:
         except (OSError, ValueError):
             missing.append(folder.name)
             continue
-        if (status := results[-1]["status"]) == "running":
+        if (status := results[-1]["status"]) == "running" and not interrupted:
             status = "died: killed from outside, out of memory, or its node was lost"
         if status != "completed":
             reason = results[-1]["reason"]
@@ -161,8 +162,9 @@ def _finish(sweep: Path, jobs: list[Path] | None) -> bool:
         _print_error(f"without a result, {len(missing)} of {len(jobs)} jobs: {', '.join(missing)}")
     completed = [result for result in results if result["status"] == "completed"]
     console = make_console()
-    console.print(comparison_table(results))
     if results:
+        with _harmless("the table"):
+            console.print(comparison_table(results))
         with _harmless("the sweep's report"):
             _report(sweep)
     if completed:
