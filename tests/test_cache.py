@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from pqd.cache import MANIFEST, Cache
+from pqd.cache import MANIFEST, Cache, key_of
 from pqd.errors import UserError
 
 NOW = datetime.now(UTC)
@@ -64,45 +64,55 @@ def test_a_damaged_entry_is_made_again_saying_so_once(cache, said, missing):
 
 class TestPrune:
     def test_by_last_use_whatever_it_is(self, cache):
-        for key in ("used", "unused", "damaged", "new"):
+        used, unused, damaged, new, killed = (key_of({"number": i}) for i in range(5))
+        for key in (used, unused, damaged, new):
             cache.get(key, f"label of {key}", fill)
-        (cache.folder / "damaged" / MANIFEST).write_text("{")
-        cache.checkpoint("killed").write_bytes(b"c" * 5)
-        (cache.folder / "killed.checkpoint.part").write_bytes(b"c" * 3)
-        (cache.folder / "killed.partial").mkdir()
-        (cache.folder / "killed.partial/weights").write_bytes(b"w" * 2)
+        (cache.folder / damaged / MANIFEST).write_text("{")
+        cache.checkpoint(killed).write_bytes(b"c" * 5)
+        (cache.folder / f"{killed}.checkpoint.part").write_bytes(b"c" * 3)
+        (cache.folder / f"{killed}.partial").mkdir()
+        (cache.folder / f"{killed}.partial/weights").write_bytes(b"w" * 2)
         for path in cache.folder.iterdir():
-            if path.name.partition(".")[0] != "new":
+            if path.name.partition(".")[0] != new:
                 grow_old(path, 40)
-        cache.get("used", "x", refuse)  # which is a use
+        cache.get(used, "x", refuse)  # which is a use
 
         expected = {
-            "unused": "label of unused",
-            "damaged": "damaged",
-            "killed": "unfinished",
-            "used": "label of used",
-            "new": "label of new",
+            unused: f"label of {unused}",
+            damaged: "damaged",
+            killed: "unfinished",
+            used: f"label of {used}",
+            new: f"label of {new}",
         }
         assert shown(cache.items()) == expected
         pruned = {item.key: item for item in cache.prune(NOW - timedelta(days=30))}
-        assert set(pruned) == {"unused", "damaged", "killed"}
-        assert pruned["killed"].bytes == 10
-        assert pruned["unused"].used == NOW - timedelta(days=40)
-        assert set(shown(cache.items())) == {"used", "new"}
+        assert set(pruned) == {unused, damaged, killed}
+        assert pruned[killed].bytes == 10
+        assert pruned[unused].used == NOW - timedelta(days=40)
+        assert set(shown(cache.items())) == {used, new}
         left = {path.name for path in cache.folder.iterdir() if path.suffix != ".lock"}
-        assert left == {"used", "new"}
+        assert left == {used, new}
 
     def test_not_what_a_job_is_at(self, cache):
-        pruned = []
+        pruned, key = [], key_of({})
 
         def prune_meanwhile(folder):
             fill(folder)
             grow_old(folder, 40)
             pruned.extend(cache.prune(NOW - timedelta(days=30)))
 
-        cache.get("a", "x", prune_meanwhile)
+        cache.get(key, "x", prune_meanwhile)
         assert pruned == []
-        assert cache.get("a", "x", refuse).cached
+        assert cache.get(key, "x", refuse).cached
+
+    @pytest.mark.parametrize("name", ["thesis", ".nfs01", "cafe", "0123456789abcdef0"])
+    def test_nothing_that_is_not_the_caches(self, cache, name):
+        (cache.folder / name).mkdir(parents=True)
+        (cache.folder / name / "a.tex").write_text("years of work")
+        grow_old(cache.folder, 400)
+        assert cache.items() == list(cache.prune(NOW)) == []
+        assert (cache.folder / name / "a.tex").read_text() == "years of work"
+        assert [path.name for path in cache.folder.iterdir()] == [name]
 
     def test_a_folder_that_is_not_there_is_empty(self, cache):
         assert cache.items() == list(cache.prune(NOW)) == []

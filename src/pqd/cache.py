@@ -14,6 +14,7 @@ which cannot be seen from here. A file system without flock is refused.
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -93,8 +94,9 @@ class Cache:
 
     def items(self) -> list[Item]:
         """Returns all that is there, what was used longest ago first. Checksums are not checked."""
-        keys = {path.name.partition(".")[0] for path in self.folder.glob("*")}
-        found = (self._item(key) for key in keys)
+        names = {path.name.partition(".")[0] for path in self.folder.glob("*")}
+        # Nothing else is the cache's, whatever folder it is told to prune.
+        found = (self._item(name) for name in names if re.fullmatch("[0-9a-f]{16}", name))
         return sorted((i for i in found if i is not None), key=lambda item: (item.used, item.key))
 
     def prune(self, before: datetime) -> Iterator[Item]:
