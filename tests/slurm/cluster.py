@@ -13,8 +13,8 @@ PARTITION = "pqd"
 CONF = """
 ClusterName=pqd
 SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort=36817
-SlurmdPort=36818
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
 SlurmUser=root
 AuthType=auth/munge
 CredType=cred/munge
@@ -59,8 +59,10 @@ class Cluster:
         (self.folder / "state").mkdir()
         (self.folder / "spool").mkdir()
         host = socket.gethostname().split(".")[0]
-        values = {"folder": self.folder, "cpus": self.cpus, "host": host, "partition": PARTITION}
-        (self.folder / "slurm.conf").write_text(CONF.format(**values))
+        conf = CONF.format(
+            folder=self.folder, cpus=self.cpus, host=host, partition=PARTITION, ports=free_ports()
+        )
+        (self.folder / "slurm.conf").write_text(conf)
         for gpu in range(self.cpus):
             (self.folder / f"gpu{gpu}").touch()
         (self.folder / "gres.conf").write_text(
@@ -131,6 +133,12 @@ class Cluster:
                 logs = (p.read_text()[-2000:] for p in sorted(self.folder.glob("*.out")))
                 raise TimeoutError("Slurm did not start or stop:\n" + "\n".join(logs))
             time.sleep(0.2)
+
+
+def free_ports():
+    """Two ports on which nobody listens, such as another of these clusters."""
+    with socket.create_server(("", 0)) as first, socket.create_server(("", 0)) as second:
+        return first.getsockname()[1], second.getsockname()[1]
 
 
 def install():
