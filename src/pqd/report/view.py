@@ -9,7 +9,16 @@ from pqd.report.compare import Comparison, compare, verdict
 from pqd.report.disturbance import disturbances
 from pqd.report.load import Loaded, Run
 from pqd.report.statistics import Estimate, estimate
-from pqd.report.summary import Condition, Frontier, Row, conditions, frontiers, rows
+from pqd.report.summary import (
+    DEPLOYED,
+    Condition,
+    Frontier,
+    Row,
+    Timing,
+    conditions,
+    frontiers,
+    rows,
+)
 
 
 @dataclass(frozen=True)
@@ -35,14 +44,14 @@ class CaseView:
     def notes(self) -> list[str]:
         """What the marks of latencies mean, where there are any."""
         timings = [t for row in self.rows for t in row.timings]
-        noisy, slower = sum(t.noisy for t in timings), sum(t.slower for t in timings)
-        of = f"of {words.count(sum(t.p50.n for t in timings), 'measurement')} in all"
+        deployed = [t for t in timings if t.model in DEPLOYED]  # what a speed-up is that of
         notes = []
-        if noisy:
-            why = "a wide interval, or other work on the cores"
-            notes.append(f"{words.NOISY} noisy in at least one run: {why} ({noisy} {of}).")
-        if slower:
-            notes.append(f"{words.SLOWER} slower than dense in at least one run ({slower} {of}).")
+        if noisy := sum(t.noisy for t in timings):
+            what = f"a wide interval, or other work on the cores ({noisy} {_of(timings)})"
+            notes.append(f"{words.NOISY} noisy in at least one run: {what}.")
+        if slower := sum(t.slower for t in deployed):
+            what = f"slower than dense in at least one run ({slower} {_of(deployed)})"
+            notes.append(f"{words.SLOWER} {what}.")
         return notes
 
     def row(self, order: str) -> Row | None:
@@ -142,6 +151,10 @@ def _accuracies(runs: list[Run]) -> dict[str, Estimate]:
     for run in runs:
         values[run.order].append(run.accuracy)
     return {order: mean for order, v in values.items() if (mean := estimate(v))}
+
+
+def _of(timings: list[Timing]) -> str:
+    return f"of {words.count(sum(t.p50.n for t in timings), 'measurement')} in all"
 
 
 def _machines(runs: list[Run]) -> list[dict[str, str]]:

@@ -1,0 +1,203 @@
+"""What the report makes of killed jobs, of noise, and of what was measured twice or elsewhere."""
+
+import json
+import os
+
+import pytest
+
+from pqd.report import build
+from pqd.report.cases import distinct
+from pqd.report.disturbance import disturbances
+from pqd.report.load import load
+from pqd.report.view import view
+from report_runs import latency, provenance, result, write, write_orders, write_sweep
+
+EPYC = "AMD EPYC, 8 cores"
+
+
+def trained(number: int, last: str, **changes):
+    """A repeat of pqd, made on a day of March, whose last stage has this key."""
+    data = result("pqd", runtimes=("onnxruntime",), threads=(1,), **changes)
+    data["provenance"]["started"] = f"2026-03-{number:02d}T08:00:00+00:00"
+    data["stages"][-1]["key"] = last
+    return data
+
+
+def elsewhere(data):
+    """The same as measured on another machine."""
+    data["provenance"] |= {"cpu": "AMD EPYC", "cores": 8}
+    return data
+
+
+# --- repeats
+
+
+def test_a_repeat_of_another_network_leaves_nothing(tmp_path):
+    write(tmp_path / "old", elsewhere(trained(1, "one")))
+    write(tmp_path / "new", trained(2, "two"))
+    (run,), dropped = distinct(load([tmp_path]).runs)
+    assert dropped == 1
+    assert [m.machine for m in run.measurements] == ["Intel Xeon Platinum 8481C, 2 cores"]
+
+
+@pytest.mark.parametrize(("accuracy", "kept"), [(91.0, {"onnxruntime": 91.0}), (90.9, {})])
+def test_a_repeat_elsewhere_keeps_its_latency_and_its_accuracy_if_it_is_the_same(
+    tmp_path, accuracy, kept
+):
+    write(tmp_path / "old", elsewhere(trained(1, "one", accuracy=accuracy)))
+    write(tmp_path / "new", trained(2, "one", accuracy=91.0))
+    (run,), _ = distinct(load([tmp_path]).runs)
+    other = next(m for m in run.measurements if m.machine == EPYC)
+    assert len(other.latency) == 3
+    assert other.accuracy == kept
+
+
+def test_of_two_measurements_the_later_counts_whichever_run_it_belongs_to(tmp_path):
+    old, new = trained(1, "one"), trained(5, "one")
+    new["final"]["measured"] = old["provenance"]  # from the cache, like everything else of it
+    for data in (old, new):
+        folder = write(tmp_path / data["provenance"]["started"][:10], data).parent
+        if data is old:
+            later = provenance(started="2026-03-04T08:00:00+00:00")
+            rows = [row | {"p50_ms": 7.0} for row in latency("pqd", 1.0)]
+            bench = {"schema": 1, "provenance": later, "latency": rows}
+            (folder / "bench-cpu.json").write_text(json.dumps(bench))
+    (run,), _ = distinct(load([tmp_path]).runs)
+    (measurement,) = run.measurements
+    assert {row["p50_ms"] for row in measurement.latency} == {7.0}
+
+
+@pytest.mark.parametrize(("dated", "counts"), [(None, 7.0), ("2026-03-01", 5.0)])
+def test_an_undated_bench_is_later_than_its_run_and_a_dated_one_when_it_says(
+    tmp_path, dated, counts
+):
+    data = trained(2, "one")
+    for row in data["final"]["latency"]:
+        row["p50_ms"] = 5.0
+    folder = write(tmp_path, data).parent
+    where = provenance(started=dated)
+    if dated is None:
+        del where["started"]
+    rows = [row | {"p50_ms": 7.0} for row in latency("pqd", 1.0)]
+    bench = {"schema": 1, "provenance": where, "latency": rows}
+    (folder / "bench-cpu.json").write_text(json.dumps(bench))
+    (run,) = load([tmp_path]).runs
+    assert {row["p50_ms"] for row in run.measurements[0].latency} == {counts}
+
+
+# --- reading while jobs run
+
+
+def test_a_folder_that_vanishes_meanwhile_is_passed_over(tmp_path, monkeypatch):
+    write_sweep(tmp_path, order=("pqd", "qpd"))
+    scan = os.scandir
+
+    def vanish(path):
+        if "qpd" in str(path):
+            raise FileNotFoundError(path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", vanish)
+    assert [run.order for run in load([tmp_path]).runs] == ["pqd"]
+
+
+# --- training cost
+
+
+def test_a_stage_that_no_run_trained_was_trained_once(tmp_path):
+    for order in ("pqd", "pdq"):
+        data = result(order)
+        for i, entry in enumerate(data["stages"]):
+            entry |= {"key": f"{order}{i}", "cached": True, "seconds": 2.0}
+        data["stages"][0]["key"] = "shared"
+        write(tmp_path, data)
+    saving = view(load([tmp_path])).saving
+    assert (saving.stages, saving.trained, saving.spent, saving.saved) == (8, 7, 14.0, 2.0)
+
+
+# --- noise
+
+
+def test_noisy_and_slower_are_marked_in_every_file_with_a_footnote(tmp_path):
+    data = result("pqd", runtimes=("onnxruntime",), threads=(1,))
+    for row in data["final"]["latency"]:
+        row |= {"noisy": row["model"] == "int8", "slower_than_dense": row["model"] == "int8"}
+        row |= {"others_share": 0.21, "speedup": 0.5, "p50_ms": 2.0}
+    write(tmp_path, data)
+    build([tmp_path], tmp_path / "out")
+    page, text, table = (
+        (tmp_path / "out" / name).read_text() for name in ("report.html", "report.md", "table.tex")
+    )
+    assert "<td>0.500×†‡</td>" in page.replace(' data-setup="0"', "")
+    assert "| pqd | 2.00 | 2.00† | 0.500×†‡ |" in text
+    assert r"2.00$^\dagger$ \\" in table
+    for content in (page, text):
+        assert "† noisy in at least one run" in content
+        assert "(1 of 3 measurements in all)" in content
+        assert "‡ slower than dense in at least one run (1 of 1 measurement in all)" in content
+    for content in (page, text, table.replace("\\", "")):
+        assert "other work took up to 21 % of the cores meanwhile" in content
+
+
+def test_a_mark_that_no_cell_bears_is_not_explained(tmp_path):
+    data = result("pqd", runtimes=("onnxruntime",), threads=(1,))
+    for row in data["final"]["latency"]:
+        row |= {"noisy": False, "slower_than_dense": row["model"] == "pruned"}
+    write(tmp_path, data)
+    assert view(load([tmp_path])).cases[0].notes == []
+
+
+def test_runs_beside_each_other_are_told_only_where_nothing_watched_the_cores(tmp_path):
+    for seed, share in enumerate((None, 0.0, None)):
+        data = result("pqd", seed, runtimes=("onnxruntime",), threads=(1,))
+        data["provenance"] |= {"started": f"2026-03-01T08:00:{5 * seed:02d}+00:00", "seconds": 8}
+        for row in data["final"]["latency"]:
+            row["others_share"] = share
+        write(tmp_path, data)
+    runs = load([tmp_path]).runs
+    machine = "Intel Xeon Platinum 8481C, 2 cores"
+    assert disturbances(runs) == {
+        machine: "up to 2 runs at once may have disturbed each other",
+    }
+    assert disturbances(run for run in runs if run.seed == 1) == {}
+
+
+# --- per order
+
+
+@pytest.mark.parametrize(
+    ("seeds", "verdict"),
+    [
+        (5, "none possible: fewer than 6 seeds"),
+        (6, "could not be shown: with 6 pairs corrected p ≥ 0.062"),
+        (7, "more accurate"),
+    ],
+)
+def test_verdict_of_a_row(tmp_path, seeds, verdict):
+    better = [81.0 + 0.01 * seed for seed in range(seeds)]
+    write_orders(tmp_path, {"pqd": [80.0] * seeds, "dpq": better, "qdp": better})
+    report = view(load([tmp_path]))
+    assert [c.verdict for c in report.comparisons] == [verdict] * 2
+
+
+def test_markdown_marks_the_dominated_and_has_intervals_and_costs(tmp_path):
+    write_orders(tmp_path, {"pqd": [80.0, 82.0], "q": [70.0, 71.0]}, runtimes=())
+    build([tmp_path], tmp_path / "out", figures=False)
+    lines = (tmp_path / "out" / "report.md").read_text().splitlines()
+    size = view(load([tmp_path])).families[0].frontiers[0]
+    flags = {p.order: p.dominated for p in size.points}
+    assert flags == {"dense": False, "pqd": False, "q": True}
+    for order, mark in (("dense", "●"), ("pqd", "●"), ("q", "○")):
+        assert sum(line.startswith(f"| {order} |") and mark in line for line in lines) == 1
+    volume = size.volumes["pqd"]
+    assert f"| pqd | {volume.mean:.2f} ± {volume.half:.2f} |" in lines
+    assert any(line.startswith("| pqd |") and "of 8 stages |" in line for line in lines)
+
+
+def test_figures_of_many_families_go_to_several_files(tmp_path):
+    write_sweep(tmp_path, alpha=[i / 10 for i in range(9)], runtimes=[()])
+    build([tmp_path], tmp_path / "out")
+    names = {path.stem for path in (tmp_path / "out").glob("*.png")}
+    assert names == {"frontier", "frontier-2"}
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert text.index("(frontier.png)") < text.index("(frontier-2.png)")
