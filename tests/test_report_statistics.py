@@ -16,7 +16,7 @@ from pqd.report.statistics import (
     pairs_needed,
     sign_flip,
 )
-from pqd.report.style import SYMBOLS, linear_axis, log_axis, polygon
+from pqd.report.style import SYMBOLS, log_axis, polygon
 from pqd.report.view import view
 from report_runs import ORDERS, write_orders
 
@@ -29,14 +29,6 @@ def test_t_interval():
     assert (e.mean, e.deviation, e.n) == (2.0, 1.0, 3)
     assert e.half == pytest.approx(half)
     assert (e.low, e.high) == pytest.approx((2 - half, 2 + half))
-
-
-@pytest.mark.parametrize("n", [*range(2, 40), 500, 501])
-def test_t_quantile_is_that_of_scipy(n):
-    from scipy.special import stdtrit
-
-    e = estimate([float(i) for i in range(n)])
-    assert e.half == pytest.approx(stdtrit(n - 1, 0.975) * e.deviation / math.sqrt(n), rel=1e-12)
 
 
 def test_one_value_has_no_interval_and_none_no_estimate():
@@ -100,14 +92,6 @@ def test_log_axis_shows_all_values_and_a_few_round_ticks(values):
     (low, high), ticks = log_axis(values)
     assert low < min(values) <= max(values) < high
     assert 2 <= len(ticks) <= 7
-    assert all(low <= tick <= high for tick in ticks)
-
-
-@pytest.mark.parametrize("values", [[57.6, 61.7], [93.5, 93.51], [0.0, 100.0], [90.0]])
-def test_linear_axis_shows_all_values_and_a_few_round_ticks(values):
-    (low, high), ticks = linear_axis(values)
-    assert low < min(values) <= max(values) < high
-    assert 3 <= len(ticks) <= 7
     assert all(low <= tick <= high for tick in ticks)
 
 

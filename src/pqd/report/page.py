@@ -68,7 +68,7 @@ def html(report: Report) -> str:
         style=Markup((files / "style.css").read_text("utf-8")),
         script=Markup((files / "page.js").read_text("utf-8")),
         # 1.9 MB rather than 4.7.
-        plotly=Markup(b64encode(gzip.compress(get_plotlyjs().encode(), 6, mtime=0)).decode()),
+        plotly=Markup(b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()),
     )
 
 

@@ -2,21 +2,16 @@
 
 import io
 import math
-from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any
 
 from pqd.report import words
-from pqd.report.style import colour, linear_axis, log_axis, polygon
-from pqd.report.summary import DENSE, Frontier, Point
+from pqd.report.style import colour, log_axis, polygon
+from pqd.report.summary import DENSE, Frontier
 from pqd.report.view import Report
 
 ROWS = 8  # families on a page; more go to frontier-2.png and so on
 WIDTH, HEIGHT = 3.5, 2.6  # inches of one panel
-LEFT, RIGHT, BELOW, ABOVE = 0.6, 0.1, 0.45, 0.3  # inches around its axes
 NOTE = "filled: on the frontier (dotted line); hollow: dominated; bars: 95 % t-intervals over seeds"
-
-Line = Sequence[tuple[float, float]]  # in inches
 
 
 def frontier(report: Report) -> dict[str, bytes]:
@@ -72,7 +67,10 @@ def _figure(grid: list[tuple[str, list[Frontier]]], orders: list[str]) -> Any:
     FigureCanvasAgg(figure)
     for i, (label, row) in enumerate(grid):
         for j, f in enumerate(row):
-            _draw(figure, f, label, WIDTH * j + LEFT, height - HEIGHT * (i + 1) + BELOW)
+            # Margins in inches: matplotlib's own layout engines take most of a report's time.
+            x, y = WIDTH * j + 0.6, HEIGHT * (len(grid) - 1 - i) + below + 0.45
+            box = (x / width, y / height, (WIDTH - 0.7) / width, (HEIGHT - 0.75) / height)
+            _draw(figure.add_axes(box), f, label)
     handles = [
         Line2D([], [], linestyle="", marker=_marker(o), markersize=6, color=colour(o), label=o)
         for o in orders
@@ -89,95 +87,46 @@ def _figure(grid: list[tuple[str, list[Frontier]]], orders: list[str]) -> Any:
     return figure
 
 
-def _draw(figure: Any, f: Frontier, title: str, left: float, bottom: float) -> None:
-    """Draws a frontier in axes with this lower left corner, in inches.
+def _draw(ax: Any, f: Frontier, title: str) -> None:
+    from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-    Lines, markers and texts lie straight on the page: matplotlib's own axes take twice the time.
-    """
     scale = 1.0 if f.condition else 2.0**20
-    costs, intervals = [p.cost / scale for p in f.points], [_interval(p) for p in f.points]
-    x_limits, x_ticks = log_axis(costs)
-    y_limits, y_ticks = linear_axis([bound for interval in intervals for bound in interval])
-    right, top = left + WIDTH - LEFT - RIGHT, bottom + HEIGHT - BELOW - ABOVE
-    x = _place(left, right, *x_limits, by=math.log)
-    y = _place(bottom, top, *y_limits)
-
-    columns, rows = [x(tick) for tick in x_ticks], [y(tick) for tick in y_ticks]
-    grid: list[Line] = [((a, bottom), (a, top)) for a in columns]
-    grid += [((left, b), (right, b)) for b in rows]
-    _lines(figure, grid, colors="0.85", linewidths=0.4)
-    marks: list[Line] = [((a, bottom), (a, bottom - 0.04)) for a in columns]
-    marks += [((left, b), (left - 0.04, b)) for b in rows]
-    marks += [[(left, bottom), (right, bottom), (right, top), (left, top), (left, bottom)]]
-    _lines(figure, marks, colors="black", linewidths=0.8, capstyle="projecting")
-    for a, tick in zip(columns, x_ticks, strict=True):
-        _text(figure, a, bottom - 0.07, f"{tick:g}", va="top")
-    decimals = max(len(f"{tick:g}".partition(".")[2]) for tick in y_ticks)
-    for b, tick in zip(rows, y_ticks, strict=True):
-        _text(figure, left - 0.07, b, f"{tick:.{decimals}f}", ha="right", va="center_baseline")
-    middle = (left + right) / 2
-    _text(figure, middle, top + 0.08, title)
-    _text(figure, middle, bottom - 0.23, _cost(f), va="top")
-    height = (bottom + top) / 2
-    _text(figure, left - 0.46, height, "test accuracy (%)", rotation=90, va="center")
-
-    spots = [(x(cost), y(p.accuracy.mean)) for cost, p in zip(costs, f.points, strict=True)]
-    best = sorted(spot for spot, p in zip(spots, f.points, strict=True) if not p.dominated)
-    steps = best[:1] + [spot for (_, b), (c, d) in pairwise(best) for spot in ((c, b), (c, d))]
-    _lines(figure, [steps], colors="0.5", linewidths=1, linestyles=":")
+    best = sorted((p for p in f.points if not p.dominated), key=lambda p: p.cost)
+    x, y = [p.cost / scale for p in best], [p.accuracy.mean for p in best]
+    ax.plot(x, y, ":", drawstyle="steps-post", linewidth=1, color="0.5", zorder=1)
+    x, y = [p.cost / scale for p in f.points], [p.accuracy.mean for p in f.points]
     paints = [colour(p.order) for p in f.points]
-    bars = [((a, y(i[0])), (a, y(i[1]))) for (a, _), i in zip(spots, intervals, strict=True)]
-    _lines(figure, bars, colors=paints, linewidths=0.7)
-    for p, spot in zip(f.points, spots, strict=True):
-        _marker_at(figure, p, spot)
-
-
-def _place(
-    start: float, end: float, low: float, high: float, by: Callable[[float], float] = float
-) -> Callable[[float], float]:
-    """Where a value of an axis from `low` to `high` lies between `start` and `end`."""
-    slope = (end - start) / (by(high) - by(low))
-    return lambda value: start + slope * (by(value) - by(low))
-
-
-def _lines(figure: Any, lines: Sequence[Line], **style: Any) -> None:
-    from matplotlib.collections import LineCollection
-
-    figure.add_artist(LineCollection(lines, transform=figure.dpi_scale_trans, **style))
-
-
-def _text(figure: Any, x: float, y: float, text: str, **style: Any) -> None:
-    figure.text(x, y, text, transform=figure.dpi_scale_trans, **{"ha": "center"} | style)
-
-
-def _marker_at(figure: Any, p: Point, spot: tuple[float, float]) -> None:
-    from matplotlib.collections import PathCollection
-    from matplotlib.transforms import IdentityTransform
-
-    figure.add_artist(
-        PathCollection(
-            [_marker(p.order)],
-            sizes=[18 if p.order == DENSE else 11],  # squares of the radius in points
-            offsets=[spot],
-            offset_transform=figure.dpi_scale_trans,
-            transform=IdentityTransform(),  # else the marker is enlarged as the page is
-            edgecolors=colour(p.order),
-            facecolors="white" if p.dominated else colour(p.order),
-            zorder=3,  # over lines
+    low = [p.accuracy.mean if p.accuracy.low is None else p.accuracy.low for p in f.points]
+    high = [p.accuracy.mean if p.accuracy.high is None else p.accuracy.high for p in f.points]
+    ax.vlines(x, low, high, paints, linewidth=0.7, zorder=2)
+    for p, a, b, paint in zip(f.points, x, y, paints, strict=True):
+        ax.plot(
+            a,
+            b,
+            marker=_marker(p.order),
+            markersize=8 if p.order == DENSE else 6,
+            markeredgecolor=paint,
+            markerfacecolor="white" if p.dominated else paint,
+            zorder=3,
         )
-    )
-
-
-def _interval(p: Point) -> tuple[float, float]:
-    low, high = p.accuracy.low, p.accuracy.high
-    return (p.accuracy.mean if low is None else low, p.accuracy.mean if high is None else high)
-
-
-def _cost(f: Frontier) -> str:
+    limits, ticks = log_axis(x)
+    ax.set_xscale("log")
+    ax.set_xlim(limits)
+    ax.xaxis.set_major_locator(FixedLocator(ticks))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_locator(MaxNLocator(5))
+    ax.grid(linewidth=0.4, color="0.85", zorder=0)
+    ax.set_title(title, fontsize=8, y=1.0)  # fixed places cost no measuring
+    ax.xaxis.set_label_coords(0.5, -0.13)
+    ax.yaxis.set_label_coords(-0.155, 0.5)
+    ax.set_ylabel("test accuracy (%)")
     if f.condition is None:
-        return "package size (MiB)"
-    c = f.condition
-    return f"median ms, {words.runtime(c.runtime)}, {words.threads(c)}, batch {c.batch_size}"
+        ax.set_xlabel("package size (MiB)")
+    else:
+        c = f.condition
+        where = f"{words.runtime(c.runtime)}, {words.threads(c)}, batch {c.batch_size}"
+        ax.set_xlabel(f"median ms, {where}")
 
 
 def _marker(order: str) -> Any:

@@ -113,13 +113,3 @@ def log_axis(values: list[float]) -> tuple[tuple[float, float], list[float]]:
         if len(ticks) >= 4:
             break
     return (10**low, 10**high), ticks
-
-
-def linear_axis(values: list[float]) -> tuple[tuple[float, float], list[float]]:
-    """Limits of a linear axis that shows all values, and three to seven round ticks."""
-    pad = max(0.06 * (max(values) - min(values)), 0.02)
-    low, high = min(values) - pad, max(values) + pad
-    magnitude = 10.0 ** math.floor(math.log10((high - low) / 6))
-    step = next(s * magnitude for s in (1, 2, 2.5, 5, 10) if high - low <= 6 * s * magnitude)
-    ticks = [round(i * step, 9) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
-    return (low, high), ticks
