@@ -36,8 +36,9 @@ class Distill(Stage):
     def _targets(self, batch: Batch) -> Tensor:
         if isinstance(self.teacher, Tensor):
             return self.teacher[batch.rows]
-        with torch.no_grad():
-            return self.teacher(batch.images)
+        with torch.inference_mode():
+            targets = self.teacher(batch.images)
+        return targets.clone()  # outside, as what the loss keeps for its gradient
 
 
 def frozen(teacher: fx.GraphModule) -> fx.GraphModule:
