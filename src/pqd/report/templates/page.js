@@ -71,6 +71,12 @@ function drawAll() {
   for (const element of document.querySelectorAll(".plot")) if (element.clientWidth > 0) draw(element);
 }
 
+/* A table fades out where it goes on beyond its frame. */
+function fade() {
+  for (const frame of document.querySelectorAll(".scroll"))
+    frame.classList.toggle("more", frame.scrollLeft + frame.clientWidth < frame.scrollWidth - 1);
+}
+
 /* Shows what belongs to the chosen case and machine; plots are drawn once they are to be seen. */
 function choose() {
   for (const kind of ["case", "setup"]) {
@@ -79,7 +85,10 @@ function choose() {
     for (const element of document.querySelectorAll(`[data-${kind}]`))
       element.hidden = element.dataset[kind] !== select.value;
   }
+  const setup = document.getElementById("setup"); // a name as long as a machine's would be cut in it
+  if (setup) document.getElementById("machine").textContent = setup.selectedOptions[0].parentElement.label;
   drawAll();
+  fade();
 }
 
 for (const kind of ["case", "setup"]) document.getElementById(kind)?.addEventListener("change", choose);
@@ -95,7 +104,9 @@ addEventListener("resize", () => {
   if (innerWidth === width) return; // a phone's address bar came or went
   width = innerWidth;
   clearTimeout(timer);
-  timer = setTimeout(drawAll, 100);
+  timer = setTimeout(() => { drawAll(); fade(); }, 100);
 });
 dark.addEventListener("change", drawAll);
+for (const frame of document.querySelectorAll(".scroll")) frame.addEventListener("scroll", fade);
+for (const details of document.querySelectorAll("details")) details.addEventListener("toggle", fade);
 choose();

@@ -1,0 +1,91 @@
+"""What a reader sees of the report: nothing cut, nothing over another, nothing empty."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pqd.report import build
+from report_browser import COMMAND, READY, browser
+from report_runs import ORDERS, latency, provenance, result, write, write_sweep
+
+pytestmark = pytest.mark.skipif(
+    not shutil.which(COMMAND), reason=f"needs the command {COMMAND} (Debian: apt install chromium)"
+)
+
+WIDTHS = (1440, 400)
+STUDY = Path(__file__).parents[1] / "results" / "cpu" / "runs"
+
+PROBLEMS = (Path(__file__).parent / "report_problems.js").read_text()
+OPEN_ALL = "document.querySelectorAll('details').forEach((d) => { d.open = true; })"
+LAST_OF_ALL = """document.querySelectorAll("select").forEach((select) => {
+  select.selectedIndex = select.options.length - 1;
+  select.dispatchEvent(new Event("change"));
+})"""
+
+
+@pytest.fixture(scope="module")
+def page():
+    with browser() as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    """Two built reports: a wide one with everything there is, and that of a stored study."""
+    folder = tmp_path_factory.mktemp("reports")
+    runs = write_sweep(
+        folder / "sweep", order=(*ORDERS, "q", "d", "none"), seed=range(2), sparsity=(0.8, 0.95)
+    )
+    runs += write_sweep(folder / "sweep", order=ORDERS, seed=range(2), backbone=["vgg16_bn"])
+    for run in runs:
+        rows = [row | {"noisy": True, "others_share": 0.3} for row in latency("pqd", 1.0)]
+        where = provenance("AMD EPYC 7763 64-Core Processor", cores=64)
+        bench = {"schema": 1, "provenance": where, "latency": rows}
+        (run.parent / "bench-other.json").write_text(json.dumps(bench))
+    failed = {"status": "failed", "final": None, "reason": "out of memory: " + 200 * "x"}
+    write(folder / "sweep", result("pqd", 9) | failed)
+    build([folder / "sweep"], folder / "wide", figures=False)
+    build([STUDY], folder / "study", figures=False)
+    return folder
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", ["wide", "study"])
+def test_nothing_is_cut_over_another_or_empty_and_no_network_is_used(page, reports, name, width):
+    path = reports / name / "report.html"
+    page.open(path, width)
+    page.run(READY)
+    assert page.run("innerWidth") == width
+    assert page.run(PROBLEMS) == []
+    page.run(OPEN_ALL)
+    assert page.run(PROBLEMS) == []
+    page.run(LAST_OF_ALL)
+    assert page.run(PROBLEMS) == []
+    assert page.requests == [path.as_uri()]
+
+
+def test_problems_are_found(page, tmp_path):
+    path = tmp_path / "bad.html"
+    path.write_text(
+        """<!doctype html><body style="width: 300px; font: 16px monospace">
+        <p style="white-space: nowrap">off the page and so on and so on and so on</p>
+        <p style="overflow: hidden; width: 80px; white-space: nowrap">cut and so on</p>
+        <p style="position: absolute; top: 200px">one</p>
+        <p style="position: absolute; top: 205px">two</p>
+        <select style="width: 90px"><option>an option too long</option></select>
+        <div class="plot" data-figure="a" style="height: 200px"></div>
+        <div class="card" style="height: 9px"></div></body>"""
+    )
+    page.open(path, 400)
+    assert page.run("new Promise((r) => setTimeout(r, 200)).then(() => innerWidth)") == 400
+    assert page.run(PROBLEMS) == [
+        "off the page: off the page and so on and so on and so on",
+        "cut: cut and so on",
+        "overlap: one and two",
+        "cut: an option too long",
+        "empty plot: a",
+        "empty card",
+        "the page scrolls sideways",
+    ]
