@@ -42,9 +42,14 @@ def new_record(config: Config) -> dict[str, Any]:
         "config": asdict(config),
         "stages": [],
         "final": None,
-        "provenance": {"started": datetime.now(UTC).isoformat(timespec="seconds")},
+        "provenance": now(),
         "files": {},
     }
+
+
+def now() -> dict[str, str]:
+    """When something is done: `started`, in UTC, to the second."""
+    return {"started": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def check_free(folder: Path, config: Config) -> None:

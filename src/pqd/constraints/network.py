@@ -69,7 +69,7 @@ def load_network(path: Path, *, quantized: bool = True) -> fx.GraphModule:
     """
     folder = path if path.is_dir() else path.parent
     recipe = _recipe(folder)
-    model = load_blueprint(folder).build()
+    model = _blueprint(recipe).build()
     attach_masks(model.get_submodule(name) for name in recipe["masks"])
     if recipe["code_max"] is not None:
         insert_fake_quants(model, recipe["code_max"])
@@ -85,8 +85,7 @@ def load_blueprint(folder: Path) -> Blueprint:
     Raises:
         UserError: the folder holds no recipe of this format.
     """
-    recipe = _recipe(folder)
-    return Blueprint(**recipe["blueprint"] | {"backbone": _backbone(recipe)})
+    return _blueprint(_recipe(folder))
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -135,8 +134,8 @@ def _recipe(folder: Path) -> dict[str, Any]:
     return recipe
 
 
-def _backbone(recipe: dict) -> BackboneConfig:
+def _blueprint(recipe: dict[str, Any]) -> Blueprint:
     backbone = BackboneConfig(**recipe["blueprint"]["backbone"])
     # The weights are in the file beside the recipe; a recipe must not fetch or open others.
     backbone.kwargs = {k: v for k, v in backbone.kwargs.items() if k not in _WEIGHT_SOURCES}
-    return backbone
+    return Blueprint(**recipe["blueprint"] | {"backbone": backbone})

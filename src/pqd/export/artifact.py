@@ -17,6 +17,7 @@ from pqd.constraints.network import RECIPE, WEIGHTS, load_network
 from pqd.data import Dataset, eval_batches
 from pqd.export.onnx_file import write_onnx
 from pqd.export.package import pack
+from pqd.record import now
 
 VERSION = 3  # raise it when a code change alters a file or a figure
 BATCH_SIZE = 250
@@ -143,7 +144,7 @@ def make(subject: Subject, dense: Path, runtime: RuntimeConfig, folder: Path) ->
         "sizes": measure.sizes(folder / MODEL, folder / PACKAGE, dense / DENSE, dense / WEIGHTS),
         "latency": measure.latency(files, runtime, subject.shape, modules=networks),
         "dataset": subject.dataset.fingerprint,
-        "measured": measure.provenance() | measure.now(),
+        "measured": measure.provenance() | now(),
     }
 
 

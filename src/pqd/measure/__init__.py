@@ -1,7 +1,7 @@
 """Measuring a deployed network: accuracy, latency, sizes, and the conditions these hold under."""
 
 from pqd.measure.accuracy import predictions, top1
-from pqd.measure.conditions import machine, now, provenance
+from pqd.measure.conditions import machine, provenance
 from pqd.measure.cpu import has_vnni
 from pqd.measure.files import sizes
 from pqd.measure.graph import float_compute_nodes, is_quantized, macs
@@ -16,7 +16,6 @@ __all__ = [
     "latency",
     "machine",
     "macs",
-    "now",
     "predictions",
     "provenance",
     "sizes",

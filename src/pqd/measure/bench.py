@@ -13,11 +13,11 @@ from typing import Any
 from pqd.config import AugmentConfig, DatasetConfig, RuntimeConfig, check_runtime
 from pqd.errors import UserError
 from pqd.measure.accuracy import predictions, top1
-from pqd.measure.conditions import now, provenance
+from pqd.measure.conditions import provenance
 from pqd.measure.graph import input_shape, is_quantized
 from pqd.measure.runtimes import available
 from pqd.measure.timings import latency
-from pqd.record import FILE, SCHEMA, read_json, write_json
+from pqd.record import FILE, SCHEMA, now, read_json, write_json
 
 log = logging.getLogger(__name__)
 

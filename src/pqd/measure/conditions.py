@@ -2,7 +2,6 @@
 
 import platform
 import subprocess
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -38,11 +37,6 @@ def provenance() -> dict[str, Any]:
         when tracked files differ; None outside a checkout) and `int8_peak_gops` (one thread).
     """
     return machine() | {"commit": commit(), "int8_peak_gops": int8_peak_gops(1)}
-
-
-def now() -> dict[str, str]:
-    """When: `started` in UTC, to the second."""
-    return {"started": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def commit() -> str | None:
