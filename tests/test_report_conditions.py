@@ -32,6 +32,31 @@ def elsewhere(data):
 # --- repeats
 
 
+def test_repeats_keep_what_only_they_measured(tmp_path):
+    for number, runtime in enumerate(("onnxruntime", "openvino")):
+        data = result("pqd", runtimes=(runtime,), threads=(1,))
+        data["provenance"]["started"] = f"2026-03-0{number + 1}T08:00:00+00:00"
+        data["config"]["runtime"] = {"names": [runtime]}
+        for stage in data["stages"]:
+            stage["key"] = stage["stage"]
+        write(tmp_path / runtime, data)
+    (run,), dropped = distinct(load([tmp_path]).runs)
+    assert dropped == 1
+    assert run.folder.is_relative_to(tmp_path / "openvino")
+    assert [{row["runtime"] for row in m.latency} for m in run.measurements] == [
+        {"onnxruntime", "openvino"}
+    ]
+
+
+def test_figures_from_the_cache_carry_the_conditions_they_were_measured_in(tmp_path):
+    data = result("pqd", runtimes=("onnxruntime",), threads=(1,))
+    data["final"]["measured"] = provenance("AMD EPYC", cores=8)
+    write(tmp_path, data)
+    (run,) = load([tmp_path]).runs
+    assert [m.machine for m in run.measurements] == ["AMD EPYC, 8 cores"]
+    assert run.provenance["cores"] == 2
+
+
 def test_a_repeat_of_another_network_leaves_nothing(tmp_path):
     write(tmp_path / "old", elsewhere(trained(1, "one")))
     write(tmp_path / "new", trained(2, "two"))
@@ -201,3 +226,15 @@ def test_figures_of_many_families_go_to_several_files(tmp_path):
     assert names == {"frontier", "frontier-2"}
     text = (tmp_path / "out" / "report.md").read_text()
     assert text.index("(frontier.png)") < text.index("(frontier-2.png)")
+
+
+# --- killed jobs
+
+
+def test_a_run_that_was_killed_is_listed(tmp_path):
+    write(tmp_path / "done", result("pqd"))
+    write(tmp_path / "killed", result("qpd") | {"status": "running", "final": None, "reason": None})
+    (unfinished,) = load([tmp_path]).unfinished
+    assert unfinished["status"] == "running"
+    assert unfinished["reason"] == "not finished yet, or killed"
+    assert "not finished yet, or killed" in build([tmp_path], tmp_path / "out").read_text()
