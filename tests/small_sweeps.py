@@ -46,8 +46,13 @@ def start(folder, *arguments, name="sweep", cache="cache"):
 
 
 def finish(process, folder, name="sweep"):
-    """Waits for a sweep to end well."""
-    assert process.wait() == 0, (folder / f"{name}.log").read_text()[-4000:]
+    """Waits for a sweep to end well; one that hangs ends after a quarter of an hour."""
+    try:
+        status = process.wait(timeout=900)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        status = "too slow"
+    assert status == 0, f"{status}: {(folder / f'{name}.log').read_text()[-4000:]}"
 
 
 def records(sweep):

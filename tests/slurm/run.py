@@ -34,28 +34,40 @@ LAUNCHER = (
 PREEMPTIONS = (("scontrol", "requeue"), ("scancel", "--signal=USR2"))
 
 
-def preempt(cluster, sweep, cache, times, pause):
+def preempt(cluster, sweep, logs, times, pause):
     """Requeues running jobs while the sweep runs; returns how often it came to that."""
     ways = itertools.cycle(PREEMPTIONS)
     way, done = next(ways), 0
+    read = {}  # lines of a job's log when it was last requeued
     while done < times and sweep.poll() is None:
-        job = busy_job(cluster, cache)
+        job = busy_job(cluster, logs, read)
         if job and requeue(cluster, job, way):
             print(f"{' '.join(way)} {job}", flush=True)
+            read[job] = len(lines(logs, job))
             way, done = next(ways), done + 1
             time.sleep(pause)
         time.sleep(0.1)
     return done
 
 
-def busy_job(cluster, cache):
-    """A running job, if some stage is under way: the longest-running not yet requeued twice."""
-    if not any(cache.glob("*.checkpoint")):
-        return None
+def lines(logs, job):
+    """What a job has printed, in all its starts."""
+    path = logs / job / f"{job}_0_log.out"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def busy_job(cluster, logs, read):
+    """A job in the middle of a stage: the longest-running not yet requeued twice.
+
+    A job that is only starting does not count: the signal would end it, for good.
+    """
     running = {
         job: fields["RunTime"]
         for job, fields in cluster.jobs().items()
         if fields["JobState"] == "RUNNING" and int(fields["Restarts"]) < 2
+        for printed in [lines(logs, job)]
+        if len(printed) > read.get(job, 0)
+        if " epoch " in printed[-1] and not printed[-1].endswith("done")
     }
     return max(running, key=running.__getitem__, default=None)
 
@@ -64,7 +76,7 @@ def requeue(cluster, job, way):
     """Disturbs a job until it is requeued; False if it ended before."""
     restarts = cluster.jobs()[job]["Restarts"]
     while cluster.jobs()[job]["JobState"] == "RUNNING":
-        cluster.ask(*way, job)  # in vain, if the job is only just starting
+        cluster.ask(*way, job)
         for _ in range(20):
             if cluster.jobs()[job]["Restarts"] != restarts:
                 return True
@@ -106,9 +118,8 @@ def main():
             begun = time.monotonic()
             process = sweeps.start(slurm, *SWEEP, *LAUNCHER)
             try:
-                preempted = preempt(
-                    cluster, process, slurm / "cache", given.preemptions, given.pause
-                )
+                logs = slurm / "sweep" / ".submitit"
+                preempted = preempt(cluster, process, logs, given.preemptions, given.pause)
                 sweeps.finish(process, slurm)
             finally:
                 process.kill()
