@@ -151,6 +151,6 @@ class TestLock:
         with pytest.raises(UserError) as caught:
             cache.get("a", "x", refuse)
         assert str(caught.value) == (
-            f"{cache.folder} cannot be locked: {os.strerror(code)}; the cache (cache.dir) must be "
-            "writable, on a local disk, NFSv4, or NFSv3 with lockd"
+            f"{cache.folder} cannot be locked: {os.strerror(code)}; it must be writable, on a "
+            "local disk, NFSv4, or NFSv3 with lockd"
         )

@@ -3,12 +3,7 @@
 An entry is a folder named by the hash of everything that influences its content. It appears in
 one rename, complete, with the checksums of its files; what is found damaged is made anew.
 
-Two jobs that want the same entry meet at a lock: one makes it, the other waits and reads it. The
-lock is `flock` (through `filelock`), which the kernel drops when its holder dies, SIGKILL
-included. On NFS, Linux turns flock into a byte-range lock held by the server, so it excludes jobs
-on other machines too, and the server drops it when the client's lease runs out. That holds for
-NFSv4, and for v3 with lockd; mounts with `nolock` or `local_lock` lock within one machine only,
-which cannot be seen from here. A file system without flock is refused.
+Two jobs that want the same entry meet at a lock: one makes it, the other waits and reads it.
 """
 
 import hashlib
@@ -17,7 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,9 +20,9 @@ from stat import S_ISREG
 from typing import Any
 
 from pqd.errors import UserError
+from pqd.locks import held
 
 MANIFEST = "manifest.json"
-WAIT_SECONDS = 0.5  # between two looks at a lock that another job holds
 
 
 def key_of(identity: dict[str, Any]) -> str:
@@ -86,7 +81,7 @@ class Cache:
         except OSError as error:
             raise UserError(f"cache.dir={self.folder} cannot be made: {error.strerror}") from None
         waiting = f"{label}: another job is at it, waiting for its result"
-        with self._locked(key, lambda: self.say(waiting)):
+        with held(self._lock(key), lambda: self.say(waiting)):
             # Whoever held the lock may have made the entry meanwhile. On NFS, opening the folder
             # makes this machine forget that the entry was not there a moment ago.
             os.listdir(self.folder)
@@ -106,7 +101,7 @@ class Cache:
         opening would let two jobs in.
         """
         for key in [item.key for item in self.items() if item.used < before]:
-            with suppress(TimeoutError), self._locked(key, None):
+            with suppress(TimeoutError), held(self._lock(key), None):
                 item = self._item(key)
                 if item is None or item.used >= before:  # a job was at it meanwhile
                     continue
@@ -114,32 +109,8 @@ class Cache:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
                 yield item
 
-    @contextmanager
-    def _locked(self, key: str, on_wait: Callable[[], None] | None) -> Iterator[None]:
-        """Holds an entry's lock; where it is held, waits after `on_wait()`.
-
-        Raises:
-            TimeoutError: the lock is held and there is no `on_wait`.
-        """
-        from filelock import FileLock
-
-        lock = FileLock(self.folder / f"{key}.lock", fallback_to_soft=False)
-        try:
-            lock.acquire(timeout=0)
-        except TimeoutError:
-            if on_wait is None:
-                raise
-            on_wait()
-            lock.acquire(poll_interval=WAIT_SECONDS)
-        except OSError as error:
-            raise UserError(
-                f"{self.folder} cannot be locked: {error.strerror}; the cache (cache.dir) must be "
-                "writable, on a local disk, NFSv4, or NFSv3 with lockd"
-            ) from None
-        try:
-            yield
-        finally:
-            lock.release()
+    def _lock(self, key: str) -> Path:
+        return self.folder / f"{key}.lock"
 
     def _paths(self, key: str) -> list[Path]:
         """Everything there is under a key but its lock."""

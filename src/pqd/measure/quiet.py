@@ -4,29 +4,22 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+
+from pqd.locks import held
 
 log = logging.getLogger(__name__)
 
 
-@contextmanager
-def one_at_a_time() -> Iterator[None]:
+def one_at_a_time() -> AbstractContextManager[None]:
     """Waits until no other job of this user measures on this machine, then keeps others waiting."""
-    from filelock import FileLock, Timeout
-
     user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
-    lock = FileLock(Path(tempfile.gettempdir(), f"pqd-latency-{user}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("another job measures its latency on this machine; waiting for its end")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+    return held(
+        Path(tempfile.gettempdir(), f"pqd-latency-{user}.lock"),
+        lambda: log.info("another job measures its latency on this machine; waiting for its end"),
+    )
 
 
 class Others:
