@@ -80,6 +80,7 @@ def test_the_defaults_are_the_papers_epochs():
         ("prune.sparsity=-0.1", "prune.sparsity=-0.1 is outside [0, 1)"),
         ("prune.sparsity=much", "Value 'much' of type 'str' could not be converted to Float"),
         ("prune.sparsty=0.5", "Did you mean prune.sparsity?"),
+        ("quantize.weight_bits=9", "quantize.weight_bits=9 is outside [2, 8]"),
         ("train.epochs.prune=0", "train.epochs.prune=0 is too small; at least 1"),
         ("train.epochs.distill=-3", "train.epochs.distill=-3 is too small; at least 1"),
         ("train.lr.baseline=0", "train.lr.baseline=0.0 must be greater than 0"),

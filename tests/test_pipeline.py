@@ -77,7 +77,7 @@ def config(tmp_path, order, **changes):
         "backbone": BackboneConfig("tiny", "tiny"),
         "dataset": DatasetConfig("digits", "", train_limit=128),
         "prune": PruneConfig(sparsity=0.75),
-        "quantize": QuantizeConfig(reduce_range=True, calibration_batches=1),
+        "quantize": QuantizeConfig(weight_bits=7, calibration_batches=1),
         "train": TrainConfig(
             StageEpochs(2, 2, 2, 2), StageNumbers(0.1, 0.05, 0.02, 0.05), batch_size=32
         ),

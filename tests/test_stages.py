@@ -111,10 +111,13 @@ class TestQuantize:
         stage.before_step(model, 0)
         assert torch.equal(model.bn1.running_mean, before)
 
-    def test_reduced_range(self):
+    @pytest.mark.parametrize(("bits", "largest"), [(8, 127), (7, 63), (6, 31), (2, 1)])
+    def test_codes_of_fewer_bits(self, bits, largest):
         model = traced(Residual)
-        Quantize(QuantizeConfig(reduce_range=True), 0.0, Batches(), 1, 0).attach(model)
-        assert model.fc.parametrizations.weight[-1].code_max == 63
+        Quantize(QuantizeConfig(weight_bits=bits), 0.0, Batches(), 1, 0).attach(model)
+        for layer in (model.conv1, model.fc):
+            codes = layer.parametrizations.weight[-1].codes(layer.parametrizations.weight.original)
+            assert codes.abs().amax() == largest
 
 
 class TestDistill:

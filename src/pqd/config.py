@@ -80,7 +80,7 @@ class PruneConfig:
 class QuantizeConfig:
     """INT8 quantization-aware training."""
 
-    reduce_range: bool = False  # 7-bit weights, for CPUs without VNNI
+    weight_bits: int = 8  # 2 to 8: codes of b bits lie in [-(2^(b-1) - 1), 2^(b-1) - 1]
     calibration_batches: int = 16
     freeze_observers: float = 0.5  # share of the stage's epochs after which ranges are fixed
     freeze_batch_norm: float = 0.75  # share after which batch-norm statistics are fixed
@@ -223,6 +223,7 @@ def _check(c: Config) -> None:
     _within("prune.sparsity", c.prune.sparsity, 0, 1)
     _within("prune.ramp", c.prune.ramp, 0, 1, closed_high=True)
     _at_least("prune.updates", c.prune.updates, 1)
+    _within("quantize.weight_bits", c.quantize.weight_bits, 2, 8, closed_high=True)
     _at_least("quantize.calibration_batches", c.quantize.calibration_batches, 1)
     _within("quantize.freeze_observers", c.quantize.freeze_observers, 0, 1, closed_high=True)
     _within("quantize.freeze_batch_norm", c.quantize.freeze_batch_norm, 0, 1, closed_high=True)

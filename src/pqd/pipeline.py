@@ -102,7 +102,7 @@ class _Run:
             "device": str(self.device),
             "precision": self.precision,
         }
-        if "quantize" in self.config.order.stages and not self.config.quantize.reduce_range:
+        if "quantize" in self.config.order.stages and self.config.quantize.weight_bits == 8:
             _warn_without_vnni()
         self.baseline = last = self.stage("baseline", None)
         for name in self.config.order.stages:

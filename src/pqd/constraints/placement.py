@@ -135,7 +135,7 @@ def insert_fake_quants(model: fx.GraphModule, code_max: int) -> None:
 
     Args:
         model: a traced network whose convolutions and linear layers may carry masks.
-        code_max: the largest weight code, 127 or (with reduced range) 63.
+        code_max: the largest weight code, 127 for 8 bits.
 
     Raises:
         UserError: a layer is called at more than one place, so that it has no one input range, or

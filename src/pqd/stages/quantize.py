@@ -42,7 +42,7 @@ class Quantize(Stage):
 
     def attach(self, model: fx.GraphModule) -> None:
         """Inserts fake-quantizers of weights and activations."""
-        insert_fake_quants(model, 63 if self.settings.reduce_range else 127)
+        insert_fake_quants(model, 2 ** (self.settings.weight_bits - 1) - 1)
 
     def before_step(self, model: fx.GraphModule, step: int) -> None:
         """At the start of an epoch: calibrates, or freezes batch norm, if it is time to."""
