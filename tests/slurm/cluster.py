@@ -95,7 +95,7 @@ class Cluster:
     def __exit__(self, *_):
         if self.jobs():
             self.ask("scancel", "--user=root")
-            self._wait(lambda: not self.ask("squeue", "--noheader"))
+            self.drain()
         for daemon in reversed(self.daemons):
             daemon.terminate()
             daemon.wait()
@@ -104,6 +104,10 @@ class Cluster:
     def ask(self, *command):
         """Returns what one of Slurm's commands says; nothing if it fails."""
         return subprocess.run(command, capture_output=True, text=True).stdout
+
+    def drain(self):
+        """Waits until the queue is empty: a job that has written its result is still in it."""
+        self._wait(lambda: not self.ask("squeue", "--noheader"))
 
     def jobs(self):
         """What Slurm knows of the jobs: their fields, by job or job_task."""

@@ -90,7 +90,8 @@ def check(local, slurm, preempted, jobs):
     assert sweeps.damaged_files(slurm / "sweep") == []
     assert sweeps.entries(slurm / "cache") == sweeps.entries(local / "cache")
     assert sweeps.leftovers(slurm) == []
-    assert {fields["JobState"] for fields in jobs.values()} == {"COMPLETED"}
+    states = {job: fields["JobState"] for job, fields in jobs.items()}
+    assert set(states.values()) == {"COMPLETED"}, states
     logs = [path.read_text() for path in (slurm / "sweep" / ".submitit").rglob("*.out")]
     waits = [line for log in logs for line in log.splitlines() if "waiting for its" in line]
     assert not waits, f"a job waited for another one's stage: {waits}"
@@ -124,6 +125,7 @@ def main():
             finally:
                 process.kill()
             print(f"on Slurm: {time.monotonic() - begun:.0f} s", flush=True)
+            cluster.drain()
             jobs = cluster.jobs()
         repeated = check(local, slurm, preempted, jobs)
     print(f"{len(jobs)} jobs, {preempted} preemptions, {repeated} epochs repeated: no difference")
