@@ -13,10 +13,8 @@ Images are random, 32x32 and 3 channels, except for `memory`, which needs CIFAR-
 
 import argparse
 import copy
-import os
 import resource
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -24,171 +22,17 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn import functional as F
+from torch import nn
+from training_steps import LR, VARIANTS, Bench, Step
 
-from pqd import backbones, data
-from pqd.backbones.build import BUILDERS
-from pqd.config import (
-    AugmentConfig,
-    BackboneConfig,
-    DatasetConfig,
-    DistillConfig,
-    PruneConfig,
-    TrainConfig,
-)
-from pqd.constraints.mask import attach_masks, set_masks
-from pqd.constraints.placement import insert_fake_quants
-from pqd.devices import resolve_device, resolve_precision
+from pqd import data
+from pqd.config import AugmentConfig, DatasetConfig
 from pqd.measure import machine
-from pqd.stages import Distill, Stage, frozen
-from pqd.stages.prune import prunable_layers
-from pqd.stages.quantize import calibrate
-from pqd.training import (
-    Batches,
-    LossFn,
-    evaluate,
-    fit,
-    make_optimizer,
-    make_train_step,
-)
+from pqd.stages import Stage
+from pqd.training import Batches, evaluate, fit
 
-VARIANTS = ("dense", "masked", "qat", "kd", "all")
-LR = 0.01
 T = TypeVar("T")
 U = TypeVar("U")
-Step = Callable[[], object]
-
-
-class Bench:
-    """The network, one batch, and what the command line asked for."""
-
-    def __init__(self, args: argparse.Namespace) -> None:  # noqa: D107
-        self.settings = TrainConfig(
-            batch_size=args.batch_size,
-            device=args.device,
-            precision=args.precision,
-            compile=args.compile,
-        )
-        self.device = resolve_device(args.device)
-        self.precision = resolve_precision(args.precision, self.device)
-        self.compiled = args.compile == "true"
-        self.backbone = args.backbone
-        self.clock = time.process_time if args.cpu_time else time.perf_counter
-        generator = torch.Generator().manual_seed(0)
-        shape = (args.batch_size, 3, 32, 32)
-        images = torch.randn(shape, generator=generator)
-        self.images = images.to(self.device, memory_format=torch.channels_last)
-        labels = torch.randint(10, (args.batch_size,), generator=generator)
-        self.labels = labels.to(self.device)
-
-    def build(self) -> fx.GraphModule:
-        """The traced network, its weights always the same."""
-        torch.manual_seed(0)
-        model = backbones.build(BackboneConfig(self.backbone, self.backbone), 10, 3, 32)
-        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def variant(self, name: str) -> Step:
-        """A training step of one of ours, as `fit` runs it."""
-        model = self.build()
-        if name in ("masked", "all"):
-            attach_masks(prunable_layers(model, PruneConfig()))
-            set_masks(model, 0.8, "global")
-        if name in ("qat", "all"):
-            insert_fake_quants(model, 127)
-            calibrate(model, [self.images])
-        stage = Stage(0.0)
-        if name in ("kd", "all"):
-            stage = Distill(DistillConfig(), 0.0, frozen(self.build()))
-        return self.step(model.train(), stage.loss)
-
-    def step(self, model: nn.Module, loss: LossFn) -> Step:
-        """A training step of `model` as in `fit`: its forward and backward pass, its optimizer."""
-        optimizer = make_optimizer(model, self.settings)
-        batch = data.Batch(self.images, self.labels, torch.arange(len(self.labels)))
-        train_step = make_train_step(model, loss, self.device, self.precision, self.compiled)
-        for group in optimizer.param_groups:
-            group["lr"] = LR
-
-        def step() -> None:
-            train_step(batch)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-        return step
-
-    def bare(self) -> Step:
-        """A plain loop's step: nothing of ours but the network."""
-        model = self.build().train()
-        optimizer = torch.optim.SGD(model.parameters(), LR, 0.9, nesterov=True, fused=True)
-
-        def forward(images: Tensor, labels: Tensor) -> Tensor:
-            with torch.autocast(self.device.type, torch.bfloat16, self.precision == "bf16"):
-                return F.cross_entropy(model(images), labels)
-
-        run = torch.compile(forward, dynamic=False) if self.compiled else forward
-
-        def step() -> None:
-            run(self.images, self.labels).backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-        return step
-
-    def torchao(self) -> Step:
-        """QAT by torchao's PT2E flow, with the quantizer for x86."""
-        from peers import without_shared_modules
-        from torchao.quantization.pt2e import allow_exported_model_train_eval
-        from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
-        from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
-            X86InductorQuantizer,
-            get_default_x86_inductor_quantization_config,
-        )
-
-        model = without_shared_modules(self.build())
-        exported = torch.export.export(model.train(), (self.images,)).module()
-        quantizer = X86InductorQuantizer()
-        quantizer.set_global(get_default_x86_inductor_quantization_config(is_qat=True))
-        quantized = prepare_qat_pt2e(exported, quantizer)
-        allow_exported_model_train_eval(quantized)
-        quantized.to(self.device).train()
-        return self.step(quantized, Stage(0.0).loss)
-
-    def nncf(self) -> Step:
-        """QAT by NNCF: quantized after training, then trained on."""
-        os.environ.setdefault("NNCF_EXTENSION_LOAD_TIMEOUT", "0")  # it compiles an extension
-        import nncf
-
-        torch.manual_seed(0)
-        model = BUILDERS[self.backbone](10, 3, 32)  # untraced; it traces in its own way
-        model = model.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        quantized = nncf.quantize(model, nncf.Dataset([self.images]), subset_size=1)
-        return self.step(quantized.train(), Stage(0.0).loss)
-
-    def seconds(self, step: Step, steps: int) -> float:
-        """Seconds per step."""
-        self.wait()
-        start = self.clock()
-        for _ in range(steps):
-            step()
-        self.wait()
-        return (self.clock() - start) / steps
-
-    def wait(self) -> None:
-        """Until the device has done what it was given."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def random_images(self, count: int) -> data.Dataset:
-        """As many training images as asked for, of noise."""
-
-        def split(n: int) -> data.Split:
-            images = torch.randint(256, (n, 32, 32, 3), dtype=torch.uint8)
-            return data.Split(images, torch.randint(10, (n,)))
-
-        half = (0.5, 0.5, 0.5)
-        parts = split(count), split(100), split(100)
-        return data.Dataset("random", list("0123456789"), *parts, half, half, "0" * 16)
 
 
 def ratios(bench: Bench, args: argparse.Namespace) -> None:
