@@ -238,3 +238,12 @@ def test_a_run_that_was_killed_is_listed(tmp_path):
     assert unfinished["status"] == "running"
     assert unfinished["reason"] == "not finished yet, or killed"
     assert "not finished yet, or killed" in build([tmp_path], tmp_path / "out").read_text()
+
+
+def test_one_runtime_is_not_compared_with_itself(tmp_path):
+    for seed, runtimes in enumerate([("onnxruntime",), ("onnxruntime", "openvino")]):
+        data = result("pqd", seed, runtimes=runtimes, threads=(1,))
+        data["final"]["accuracy_by_runtime"]["onnxruntime"] -= 0.04
+        write(tmp_path, data)
+        compared = view(load([tmp_path])).checks.get("runtimes")
+        assert compared == ("at most 0.04 points apart in any run" if seed else None)

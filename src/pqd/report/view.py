@@ -216,7 +216,7 @@ def _checks(runs: list[Run]) -> dict[str, str]:
     spreads = [
         max(values) - min(values)
         for run in runs
-        if (values := [a for m in run.measurements for a in m.accuracy.values()])
+        if len(values := [a for m in run.measurements for a in m.accuracy.values()]) > 1
     ]
     if spreads:
         table["runtimes"] = f"at most {max(spreads):.2f} points apart in any run"
