@@ -1,7 +1,6 @@
 """W&B: what a run leaves behind, read back with wandb's own reader, and that it can do no harm."""
 
 import json
-import os
 import pickle
 import signal
 import subprocess
@@ -13,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from omegaconf import OmegaConf
 
-from pqd import dashboard, tracking
+from pqd import tracking
 from pqd.config import (
     BackboneConfig,
     CacheConfig,
@@ -22,28 +21,13 @@ from pqd.config import (
     LoggerConfig,
     OrderConfig,
 )
-from pqd.errors import UserError
 from pqd.report.load import load
 from pqd.report.view import view
 from pqd.tracking_records import final_figures
 
 wandb = pytest.importorskip("wandb")
 CONF = Path(__file__).parents[1] / "conf"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _own_wandb(tmp_path_factory):
-    """No login, no settings and no folders but the tests' own; its service ends with the tests."""
-    home = tmp_path_factory.mktemp("wandb-home")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("WANDB_")]:
-            patch.delenv(name)
-        patch.setenv("NETRC", str(home / "netrc"))
-        for name in ("CONFIG_DIR", "CACHE_DIR", "DATA_DIR"):
-            patch.setenv(f"WANDB_{name}", str(home))
-        wandb.teardown()
-        yield
-        wandb.teardown()
+pytestmark = pytest.mark.usefixtures("own_wandb")
 
 
 @pytest.fixture(autouse=True)
@@ -526,59 +510,6 @@ def test_sweep_leaves_one_summary_run_with_the_frontier(config, tmp_path):
     assert plots == {"accuracy_size/1", "accuracy_latency/2", "accuracy_latency/3"}
     reports = [a for a in found.artifacts if a["type"] == "report"]
     assert [c["path"] for a in reports for c in a["manifest"]["contents"]] == ["report.md"]
-
-
-def test_dashboard_is_built_without_network(monkeypatch):
-    def refuse(*_):
-        raise AssertionError("the network was used")
-
-    monkeypatch.setattr("socket.socket.connect", refuse)
-    model = dashboard.workspace("team", "project")._to_model()
-    spec = json.loads(model.model_dump_json(by_alias=True, exclude_none=True))
-    assert (spec["entity"], spec["project"]) == ("team", "project")
-    section = spec["spec"]["section"]
-    panels = [p for s in section["panelBankConfig"]["sections"] for p in s["panels"]]
-
-    scatters = [p["config"] for p in panels if p["viewType"] == "Scatter Plot"]
-    assert {(p["xAxis"], p["yAxis"]) for p in scatters} >= {
-        ("summary:final/latency_ms_p50", "summary:final/accuracy"),
-        ("summary:final/package_bytes", "summary:final/accuracy"),
-    }
-    bars = [p["config"] for p in panels if p["viewType"] == "Bar Chart"]
-    assert {(p["groupBy"], p["groupAgg"], p["groupArea"]) for p in bars} == {
-        ("order.value.name", "mean", "stderr")
-    }
-    known = set(final_figures(completed()["final"]))
-    assert {metric for p in bars for metric in p["metrics"]} <= known
-    assert {p["xAxis"].removeprefix("summary:") for p in scatters} <= known
-    curves = [p["config"] for p in panels if p["viewType"] == "Run History Line Plot"]
-    assert {p["xAxis"] for p in curves} == {f"{stage}/epoch" for stage in dashboard.STAGES}
-    assert all(m.split("/")[0] == p["xAxis"].split("/")[0] for p in curves for m in p["metrics"])
-
-    (runs,) = section["runSets"]
-    assert runs["grouping"] == [{"section": "config", "name": "order.value.name"}]
-    (only,) = runs["filters"]["filters"]
-    assert (only["key"]["name"], only["value"]) == ("jobType", "compress")
-    assert set(section["customRunColors"].values()) == set(dashboard.COLOURS.values())
-
-
-@pytest.mark.parametrize("target", ["", "project", "team/", "/project", "team/project/run"])
-def test_dashboard_of_another_form_is_refused(target):
-    with pytest.raises(UserError, match="ENTITY/PROJECT is expected"):
-        dashboard.create_dashboard(target)
-
-
-def test_dashboard_needs_a_login():
-    with pytest.raises(UserError, match="not logged in"):
-        dashboard.create_dashboard("team/project")
-
-
-def test_dashboard_that_is_not_saved_says_why(monkeypatch):
-    saved = SimpleNamespace(save=broken)
-    monkeypatch.setattr(wandb, "login", lambda **_: True)
-    monkeypatch.setattr(dashboard, "workspace", lambda *_: saved)
-    with pytest.raises(UserError, match="did not save the dashboard in team/project: no space"):
-        dashboard.create_dashboard("team/project")
 
 
 def test_training_does_not_wait_for_wandb(config, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from pqd import devices, training
+from pqd import training
 from pqd.config import TrainConfig
 from pqd.data import Batch
 from pqd.errors import UserError
@@ -378,53 +378,13 @@ def test_evaluate_and_predict_see_every_image_in_order_and_in_float32():
     assert accuracy == 100 * (predicted == blobs.labels).sum().item() / 64
 
 
-# --- device, precision, compilation ------------------------------------------------------------
-
-
-def test_resolve_device():
-    assert devices.resolve_device("cpu").type == "cpu"
-    expected = "cuda" if torch.cuda.is_available() else "cpu"
-    assert devices.resolve_device("auto").type == expected
-    for name in ("gpu", "cuda:x", "cpu:0", ""):
-        with pytest.raises(UserError, match=r"train\.device=.* is unknown.*cuda:N"):
-            devices.resolve_device(name)
-    with pytest.raises(UserError, match=r"train\.device=cuda:99, but this machine has"):
-        devices.resolve_device("cuda:99")
+# --- where the device is missing or the compiler fails -----------------------------------------
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
 def test_cuda_where_there_is_none_is_a_user_error():
     with pytest.raises(UserError, match=r"train\.device=cuda, but this machine has no CUDA device"):
         train(network(), config=settings(device="cuda"))
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        ({"avx2": True, "avx512_bf16": False, "amx_bf16": False}, "fp32"),
-        ({"avx512_bf16": True}, "bf16"),
-        ({"amx_bf16": True}, "bf16"),
-        ({}, "bf16"),  # torch 2.11 has the private probe alone
-    ],
-)
-def test_precision_auto_on_a_cpu_follows_its_capabilities(monkeypatch, flags, expected):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags, raising=False)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
-    cpu = torch.device("cpu")
-    assert devices.resolve_precision("auto", cpu) == expected
-    assert devices.resolve_precision("bf16", cpu) == "bf16"
-    assert devices.resolve_precision("fp32", cpu) == "fp32"
-
-
-def test_compile_auto_counts_steps():
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert not devices.resolve_compile("auto", cpu, "fp32", 3999)
-    assert devices.resolve_compile("auto", cpu, "fp32", 4000)
-    assert not devices.resolve_compile("auto", cpu, "bf16", 10**6)
-    assert not devices.resolve_compile("auto", cuda, "bf16", 999)
-    assert devices.resolve_compile("auto", cuda, "bf16", 1000)
-    assert devices.resolve_compile("true", cpu, "bf16", 1)
-    assert not devices.resolve_compile("false", cuda, "fp32", 10**6)
 
 
 @pytest.mark.parametrize("half", ["forward", "backward"])
