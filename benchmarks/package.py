@@ -3,6 +3,9 @@
 The floor is that of codes drawn independently, per tensor; "codes" is the range-coded part of the
 package, which stands for the same numbers.
 
+A model given gets a second row, of its weights shuffled within each tensor: that has the same
+floor, and nothing for a context model to learn.
+
 Without arguments, weights of ResNet-18's shapes (11.2 M) are drawn at random at four sparsities:
 the worst case for a context model, whose gain shows on trained networks only.
 
@@ -38,6 +41,21 @@ def write_random_model(path: Path, sparsity: float) -> None:
     path.write_bytes(helper.make_model(graph).SerializeToString())
 
 
+def write_shuffled(model: Path, path: Path) -> None:
+    """Writes a copy whose INT8 weights stand in random order within their tensor."""
+    import onnx
+    from onnx import numpy_helper
+
+    rng = np.random.default_rng(0)
+    copy = onnx.load(model)
+    for tensor in copy.graph.initializer:
+        codes = numpy_helper.to_array(tensor)
+        if codes.dtype == np.int8:
+            shuffled = rng.permutation(codes.ravel()).reshape(codes.shape)
+            tensor.CopyFrom(numpy_helper.from_array(shuffled, tensor.name))
+    onnx.save(copy, path)
+
+
 def peak_memory() -> int:
     """Peak resident memory of this process in bytes (of Linux; `ru_maxrss` would be inherited)."""
     status = Path("/proc/self/status").read_text()
@@ -71,8 +89,13 @@ def main() -> None:
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        models = [Path(argument) for argument in sys.argv[1:]]
-        for sparsity in () if models else (50, 80, 90, 95):
+        given = [Path(argument) for argument in sys.argv[1:]]
+        models = []
+        for index, model in enumerate(given):
+            (folder / str(index)).mkdir()
+            models += [model, folder / str(index) / f"{model.stem}, shuffled.onnx"]
+            write_shuffled(*models[-2:])
+        for sparsity in () if given else (50, 80, 90, 95):
             models.append(folder / f"random {sparsity} %.onnx")
             write_random_model(models[-1], sparsity / 100)
         print("| model | ONNX | floor | codes / floor | package | package / floor ", end="")
