@@ -11,10 +11,12 @@ from onnx import numpy_helper
 from torch import nn
 
 from nets import PreActivation, Residual, images, traced
+from pqd.constraints.fake_quant import activation_fake_quants
 from pqd.constraints.mask import attach_masks, masks, set_masks
 from pqd.constraints.placement import insert_fake_quants
 from pqd.export.deploy import IntegerLayer, deployed, round_biases
 from pqd.export.onnx_file import write_onnx
+from pqd.measure.runtimes import open_session
 from pqd.stages.quantize import calibrate
 
 FLOAT = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "Add"}
@@ -183,3 +185,42 @@ def test_a_float_network_as_onnx(tmp_path):
     logits = session(tmp_path / "dense.onnx").run(None, {"input": x.numpy()})[0]
     with torch.no_grad():
         assert np.allclose(logits, model(x).numpy(), atol=1e-4)
+
+
+class TestAnotherRuntime:
+    """ONNX Runtime and OpenVINO compute the same codes from one file."""
+
+    @pytest.fixture(scope="class")
+    def path(self, tmp_path_factory):
+        model = compressed(PreActivation)
+        for quantizer in activation_fake_quants(model).values():
+            if quantizer.zero_point > 0:  # equal ones, which the exporter would share
+                quantizer.zero_point.fill_(128)
+        round_biases(model)
+        path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+        write_onnx(model, path, (3, 8, 8), {})
+        return path
+
+    def test_openvino_rounds_before_it_adds(self, path):
+        pytest.importorskip("openvino")
+        x = images(500, seed=9).numpy()
+        ours, theirs = (open_session(r, path, 1)(x) for r in ("onnxruntime", "openvino"))
+        # Without the second quantizer 24 %, with a shared zero point 33 % of the images.
+        assert (np.abs(ours - theirs).max(axis=1) < 1e-5).mean() >= 0.995
+
+    def test_every_quantizer_has_a_zero_point_of_its_own(self, path):
+        nodes = [n for n in onnx.load(path).graph.node if len(n.input) == 3]
+        pairs = {tuple(n.input[1:]) for n in nodes if n.op_type == "QuantizeLinear"}
+        assert len(pairs) == len({zero_point for _, zero_point in pairs}) == 9
+
+    def test_onnxruntime_removes_the_second_quantizer(self, path, tmp_path):
+        session(path, tmp_path / "optimized.onnx")
+        assert self._quantized_again(path) == ["conv2", "conv3"]
+        # The ReLU between two quantizers became part of the second.
+        assert self._quantized_again(tmp_path / "optimized.onnx") == ["relu"]
+
+    def _quantized_again(self, path):
+        nodes = onnx.load(path).graph.node
+        made = {n.output[0] for n in nodes if n.op_type == "DequantizeLinear"}
+        again = [n for n in nodes if n.op_type == "QuantizeLinear" and n.input[0] in made]
+        return [n.input[1].split(".")[1] for n in again]

@@ -115,6 +115,7 @@ def deployed(model: fx.GraphModule) -> fx.GraphModule:
         if isinstance(module, ActivationFakeQuant):
             model.set_submodule(name, QuantizeDequantize(module))
     _keep_grids(Graph(model))
+    _round_before_sums(Graph(model))
     model.delete_all_unused_submodules()
     model.graph.lint()
     model.recompile()
@@ -218,9 +219,31 @@ def _keep_grids(graph: Graph) -> None:
             continue
         source = graph.source(node)
         if isinstance(graph.module(source), QuantizeDequantize):
-            with graph.model.graph.inserting_after(node):
-                again = graph.model.graph.call_module(str(source.target), (node,))
-            read_instead(node, again)
+            _quantize_again(graph, source, after=node)
+
+
+def _round_before_sums(graph: Graph) -> None:
+    """Repeats the quantizer between a layer and a sum.
+
+    It changes nothing, and ONNX Runtime removes it. Without it OpenVINO, which runs all three as
+    one operation, does not round before it adds ("drop rounding", dnnl_postops_composer.cpp): two
+    ResNet-20s agreed with ONNX Runtime on 99.1 % of CIFAR-10, and on 99.9 % once rounded.
+    """
+    for node in filter(graph.is_sum, list(graph.model.graph.nodes)):
+        for quantizer in node.all_input_nodes:
+            if (
+                isinstance(graph.module(quantizer), QuantizeDequantize)
+                and isinstance(graph.module(quantizer.all_input_nodes[0]), IntegerLayer)
+                and graph.follower(quantizer) is node
+            ):
+                _quantize_again(graph, quantizer, after=quantizer)
+
+
+def _quantize_again(graph: Graph, quantizer: fx.Node, after: fx.Node) -> None:
+    """Calls the module of a quantizer on the value of `after` as well."""
+    with graph.model.graph.inserting_after(after):
+        again = graph.model.graph.call_module(str(quantizer.target), (after,))
+    read_instead(after, again)
 
 
 def _input_scale(graph: Graph, node: fx.Node) -> Tensor:

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import fx
@@ -56,12 +57,35 @@ def write_onnx(
         del node.metadata_props[:]
         node.doc_string = ""
     del proto.graph.value_info[:]  # shapes that every reader infers again
+    _unshare_zero_points(proto.graph)
     for key, value in metadata.items():
         proto.metadata_props.add(key=f"pqd.{key}", value=json.dumps(value))
     onnx.checker.check_model(proto)
     temporary = path.with_suffix(".onnx.tmp")
     temporary.write_bytes(proto.SerializeToString(deterministic=True))
     os.replace(temporary, path)
+
+
+def _unshare_zero_points(graph: Any) -> None:
+    """Gives every quantizer a zero point of its own; the exporter shares those that are equal.
+
+    Of a quantizer that is called twice (see `deploy`) and shares its zero point with another,
+    OpenVINO drops the second call.
+    """
+    constants = {constant.name: constant for constant in graph.initializer}
+    owners: dict[str, str] = {}
+    for node in graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or len(node.input) < 3:
+            continue
+        _, scale, zero_point = node.input
+        if owners.setdefault(zero_point, scale) == scale:
+            continue
+        node.input[2] = f"{scale}/{zero_point}"
+        if node.input[2] not in constants:
+            own = graph.initializer.add()
+            own.CopyFrom(constants[zero_point])
+            own.name = node.input[2]
+            constants[own.name] = own
 
 
 @contextlib.contextmanager
