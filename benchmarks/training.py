@@ -13,12 +13,12 @@ Images are random, 32x32 and 3 channels, except for `memory`, which needs CIFAR-
 
 import argparse
 import copy
+import os
 import resource
 import statistics
 import warnings
 from collections.abc import Callable, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -122,7 +122,7 @@ def memory(bench: Bench, args: argparse.Namespace) -> None:
     model = bench.build()
     bench.step(copy.deepcopy(model), Stage(0.0).loss)()  # the framework's own share
     before = _peak()
-    config = DatasetConfig(name="cifar10", root=str(args.data))
+    config = DatasetConfig(name="cifar10", root=args.data)
     dataset = data.load_dataset(config)
     batches = data.TrainBatches(dataset, config.augment, args.batch_size, bench.device)
     loaded = _peak()
@@ -186,7 +186,7 @@ def main() -> None:
         "--peers", action=argparse.BooleanOptionalAction, default=True, help="for ratios"
     )
     parser.add_argument("--variant", default="all", choices=VARIANTS, help="for profile")
-    parser.add_argument("--data", type=Path, default="data", help="dataset.root, for memory")
+    parser.add_argument("--data", default=os.environ.get("PQD_DATA", "data"), help="for memory")
     parser.add_argument(
         "--cpu-time",
         action="store_true",

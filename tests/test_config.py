@@ -53,6 +53,11 @@ def test_every_option_composes(group, option):
         assert parsed(f"{group}={name}", *extra)
 
 
+@pytest.mark.parametrize("value", ["true", "false", "True", "auto"])
+def test_compile_is_given_as_yaml_has_it(value):
+    assert parsed(f"train.compile={value}").train.compile == value.lower()
+
+
 def test_the_orders_are_exactly_the_permutations():
     assert {path.stem for path in (CONF / "order").glob("*.yaml")} == SIX
     partial = {"none", "p", "q", "d", "pq", "pd", "qp", "qd", "dp", "dq"}

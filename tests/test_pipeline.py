@@ -360,6 +360,7 @@ class TestMistakes:
                 return self.fc(self.average(self.conv2(self.conv2(x))).flatten(1))
 
         monkeypatch.setitem(BUILDERS, "tiny", lambda *shape: Twice())
+        run(tmp_path, "", "dense")  # so that the baseline is in the cache
         monkeypatch.setattr(pipeline.training, "fit", None)
         with pytest.raises(UserError, match="stage quantize: backbone layer conv2 is called 2"):
             run(tmp_path, "dq")

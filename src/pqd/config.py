@@ -60,7 +60,7 @@ class DatasetConfig:
 class BaselineConfig:
     """The dense network: trained, or loaded from a checkpoint."""
 
-    checkpoint: str | None = None  # model.safetensors of a run, or a backbone's state dict
+    checkpoint: str | None = None  # state dict of the dense backbone, .safetensors
 
 
 @dataclass
@@ -92,7 +92,7 @@ class DistillConfig:
 
     temperature: float = 4.0
     alpha: float = 0.9
-    teacher: str | None = None  # model.safetensors; None is the run's own dense baseline
+    teacher: str | None = None  # model.safetensors in a run; None is the own baseline
     cache_logits: bool = False  # run the teacher once per image; without augmentation only
 
 
@@ -243,6 +243,7 @@ def _check(c: Config) -> None:
     _within("train.label_smoothing", c.train.label_smoothing, 0, 1)
     _within("train.warmup", c.train.warmup, 0, 1)
     _one_of("train.precision", c.train.precision, ("auto", "fp32", "bf16"))
+    c.train.compile = c.train.compile.lower()  # YAML's true arrives as "True"
     _one_of("train.compile", c.train.compile, ("auto", "true", "false"))
     check_runtime(c.runtime)
     _one_of("logger.name", c.logger.name, ("wandb", "none"))

@@ -104,6 +104,7 @@ class _Run:
         }
         if "quantize" in self.config.order.stages and self.config.quantize.weight_bits == 8:
             _warn_without_vnni()
+        self._try_order()
         self.baseline = last = self.stage("baseline", None)
         for name in self.config.order.stages:
             last = self.stage(name, last)
@@ -177,7 +178,6 @@ class _Run:
         config, epochs = self.config, getattr(self.config.train.epochs, name)
         seed = stage_seed(config.seed, name)
         if parent is None:
-            self._try_order()
             torch.manual_seed(seed)
             model = self.blueprint.build()
         else:
