@@ -21,6 +21,8 @@ def run_name(config: Config) -> str:
     parts = [config.backbone.name, config.dataset.name, config.order.name]
     if "prune" in config.order.stages:
         parts.append(f"s{config.prune.sparsity:g}")
+    if "quantize" in config.order.stages and config.quantize.weight_bits != 8:
+        parts.append(f"w{config.quantize.weight_bits}")
     return "_".join((*parts, f"seed{config.seed}"))
 
 
