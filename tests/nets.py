@@ -42,14 +42,34 @@ class PreActivation(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class ReluBeforeSum(nn.Module):
+    """Residual adds of branches that end in a ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(8, affine=False)
+        self.conv3 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv1(x))
+        x = torch.relu(self.bn2(self.conv2(x))) + x
+        x = torch.relu(self.bn3(self.conv3(x))) + x
+        return self.fc(x.mean((2, 3)))
+
+
 def traced(kind: type[nn.Module], seed: int = 0) -> fx.GraphModule:
     """Returns the network with random weights and batch norms that are far from the identity."""
     torch.manual_seed(seed)
     model = kind()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.weight)  # negative scales too
-            nn.init.normal_(module.bias)
+            if module.affine:
+                nn.init.normal_(module.weight)  # negative scales too
+                nn.init.normal_(module.bias)
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
     return fx.symbolic_trace(model)

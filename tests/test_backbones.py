@@ -202,6 +202,26 @@ def test_gradients_of_a_narrow_strided_convolution_are_right_in_channels_last():
     torch.testing.assert_close(net[0].weight.grad, exact[0].weight.grad.float())
 
 
+def test_a_padded_strided_convolution_keeps_its_stride():
+    net = nn.Sequential(nn.Conv2d(3, 8, 1, stride=2, padding=1))
+    assert_same_function(trace(copy.deepcopy(net), "net"), net)
+
+
+def test_layers_that_cannot_be_deployed_are_named():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return self.conv(self.conv(x))
+
+    with pytest.raises(UserError, match=r"backbone.name=net calls layer conv 2 times; once is"):
+        trace(Twice(), "net")
+    with pytest.raises(UserError, match="batch norm 0 keeps no running statistics"):
+        trace(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)), "net")
+
+
 @pytest.mark.parametrize(
     ("cfg", "message"),
     [

@@ -16,7 +16,7 @@ from pqd.constraints.fake_quant import (
 )
 from pqd.constraints.mask import Mask, attach_masks, masks, set_masks, sparsity
 from pqd.constraints.network import Blueprint, load_network, load_weights, save_network
-from pqd.constraints.placement import insert_fake_quants
+from pqd.constraints.placement import insert_fake_quants, left_alone, read_instead
 from pqd.errors import UserError
 from pqd.stages.quantize import calibrate
 
@@ -194,17 +194,32 @@ class TestPlacement:
         for node in quantizers:
             assert list(node.args[0].users) == [node]
 
-    def test_a_layer_called_twice_is_named(self):
-        class Twice(nn.Module):
+    def test_stochastic_depth_keeps_the_grid_of_what_it_drops(self):
+        class DropPath(nn.Dropout):
+            pass
+
+        model = traced(Residual)
+        model.add_submodule("drop", DropPath(0.5))
+        bn = next(n for n in model.graph.nodes if n.target == "bn2")
+        with model.graph.inserting_after(bn):
+            dropped = model.graph.call_module("drop", (bn,))
+        read_instead(bn, dropped)
+        insert_fake_quants(model, 127)
+        placed = [name.rpartition(".")[2] for name in activation_fake_quants(model)]
+        assert placed == ["x", "relu", "bn2", "relu_1", "average"]
+
+    def test_weights_that_no_constraint_reaches_are_named(self):
+        class Functional(Residual):
             def __init__(self):
                 super().__init__()
-                self.conv = nn.Conv2d(3, 3, 1)
+                self.bilinear = nn.Bilinear(4, 4, 4)
 
             def forward(self, x):
-                return self.conv(self.conv(x))
+                x = super().forward(x)
+                return self.bilinear(x, torch.nn.functional.linear(x, self.fc.weight[:, :4]))
 
-        with pytest.raises(UserError, match="layer conv is called 2 times"):
-            insert_fake_quants(traced(Twice), 127)
+        assert left_alone(traced(Residual)) == []
+        assert left_alone(traced(Functional)) == ["linear (functional)", "bilinear (Bilinear)"]
 
     def test_padding_that_is_not_deployed_is_refused(self):
         model = traced(Residual)

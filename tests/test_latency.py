@@ -101,14 +101,14 @@ def test_warm_up_ends_although_a_session_never_settles():
 
 
 def test_constant_times_have_exact_figures():
-    blocks = {"dense": [np.full(5, 6.0)] * 4, "int8": [np.full(9, 2.0)] * 4}
+    blocks = {"dense": [np.full(5, 6.0)] * 6, "int8": [np.full(9, 2.0)] * 6}
     rows = summarise(blocks, RuntimeConfig())
     assert rows["int8"] == {
         "p50_ms": 2.0,
         "p90_ms": 2.0,
         "p99_ms": 2.0,
         "p50_interval_ms": [2.0, 2.0],
-        "calls": 36,
+        "calls": 54,
         "speedup": 3.0,
         "speedup_interval": [3.0, 3.0],
         "noisy": False,
@@ -161,6 +161,11 @@ def test_noise_and_slowness_are_flagged():
     assert not rows["equal"]["slower_than_dense"]
     assert not rows["equal"]["noisy"]
     assert rows["slower"]["speedup"] == pytest.approx(10 / 11)
+
+
+def test_few_blocks_give_no_interval_to_trust():
+    rows = [summarise({"dense": [np.full(9, 2.0)] * n}, RuntimeConfig())["dense"] for n in (5, 6)]
+    assert [row["noisy"] for row in rows] == [True, False]
 
 
 def test_relative_width_is_a_share_of_the_middle():
@@ -228,7 +233,7 @@ def test_a_runtime_that_fails_is_left_out(tmp_path, monkeypatch, caplog):
 
 @pytest.mark.parametrize(("share", "noisy"), [(0.04, False), (0.06, True), (None, False)])
 def test_rows_say_what_others_took(tmp_path, monkeypatch, share, noisy):
-    monkeypatch.setattr(timings, "measure", lambda *_: ({"dense": [np.full(5, 2.0)] * 4}, share))
+    monkeypatch.setattr(timings, "measure", lambda *_: ({"dense": [np.full(5, 2.0)] * 6}, share))
     models = {"dense": float_network(tmp_path / "a.onnx")}
     (row,) = measure.latency(models, RuntimeConfig(threads=[1]), (1, 4, 4))
     assert (row["others_share"], row["noisy"]) == (share, noisy)

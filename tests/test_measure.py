@@ -1,6 +1,8 @@
 import json
 import os
 import platform
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -86,8 +88,12 @@ def test_thread_counts_are_distinct_and_fit_the_machine(monkeypatch, caplog):
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinity")
 def test_pinning_is_undone():
     before = os.sched_getaffinity(0)
-    with cpu.pinned(1):
-        assert os.sched_getaffinity(0) == {cpu.cores()[0]}
+    with ThreadPoolExecutor(1) as pool:
+        earlier = pool.submit(threading.get_native_id).result()
+        with cpu.pinned(1):
+            assert os.sched_getaffinity(0) == {cpu.cores()[0]}
+            assert os.sched_getaffinity(earlier) == {cpu.cores()[0]}
+        assert os.sched_getaffinity(earlier) == before
     assert os.sched_getaffinity(0) == before
 
 
@@ -194,7 +200,7 @@ def test_sizes_are_those_of_the_files(tmp_path):
 
 
 def test_provenance_names_the_conditions(monkeypatch):
-    monkeypatch.setattr(conditions, "int8_peak_gops", lambda threads: 100.0)
+    monkeypatch.setattr(conditions, "_int8_peak", lambda: 100.0)
     found = measure.provenance()
     assert set(found) == {
         "cpu",

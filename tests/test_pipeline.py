@@ -354,15 +354,15 @@ class TestMistakes:
             run(tmp_path, "", baseline=BaselineConfig(str(tmp_path / "none")))
 
     def test_constraints_are_tried_before_anything_is_trained(self, tmp_path, monkeypatch):
-        class Twice(Tiny):
-            def forward(self, x):
-                x = self.conv1(x)
-                return self.fc(self.average(self.conv2(self.conv2(x))).flatten(1))
+        class Reflecting(Tiny):
+            def __init__(self):
+                super().__init__()
+                self.conv2.padding_mode = "reflect"
 
-        monkeypatch.setitem(BUILDERS, "tiny", lambda *shape: Twice())
+        monkeypatch.setitem(BUILDERS, "tiny", lambda *shape: Reflecting())
         run(tmp_path, "", "dense")  # so that the baseline is in the cache
         monkeypatch.setattr(pipeline.training, "fit", None)
-        with pytest.raises(UserError, match="stage quantize: backbone layer conv2 is called 2"):
+        with pytest.raises(UserError, match="stage quantize: backbone layer conv2 pads with"):
             run(tmp_path, "dq")
 
     def test_cuda_where_there_is_none(self, tmp_path):

@@ -22,9 +22,10 @@ from pqd.cache import Cache, Entry, file_digest, key_of
 from pqd.config import Config
 from pqd.constraints.mask import sparsity
 from pqd.constraints.network import WEIGHTS, Blueprint, load_network, load_weights, save_network
+from pqd.constraints.placement import left_alone
 from pqd.errors import UserError
 from pqd.export import artifact
-from pqd.export.deploy import round_biases
+from pqd.export.deploy import deployed, round_biases
 from pqd.measure import has_vnni, provenance
 from pqd.progress import StageProgress, make_console, stage_table
 from pqd.record import FILE, check_free, new_record, read_json, write_json
@@ -268,12 +269,19 @@ class _Run:
         return torch.cat([teacher(images) for images, _ in batches])
 
     def _try_order(self) -> None:
-        """Finds out before any training whether the backbone bears the order's constraints."""
+        """Finds out before any training whether the backbone bears the order and deployment."""
         model = self.blueprint.build()
         for name in self.config.order.stages:
             if name != "distill":
                 with _named(name):
                     self._build(name, 0).attach(model)
+        deployed(model)
+        if left := left_alone(model):
+            log.warning(
+                "%s: neither pruned nor quantized, as only nn.Conv2d and nn.Linear are: %s",
+                self.config.backbone.name,
+                ", ".join(left),
+            )
 
     def _validation_accuracy(self, model: nn.Module) -> float:
         model.to(self.device)

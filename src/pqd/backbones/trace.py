@@ -2,6 +2,7 @@
 
 import operator
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ def trace(net: nn.Module, name: str) -> fx.GraphModule:
         name: the backbone's name, for messages.
 
     Raises:
-        UserError: the network cannot be traced, or calls different functions in training and
-            evaluation; the message names the operation and its layer.
+        UserError: the network cannot be traced, calls different functions in training and
+            evaluation, calls a convolution or linear layer at more than one place (each place has
+            a range and a batch norm of its own), or has a batch norm without running statistics;
+            the message names the operation and its layer.
     """
     tracer = _Tracer(name, _split_norm_act(net))
     graphs = []
@@ -46,6 +49,7 @@ def trace(net: nn.Module, name: str) -> fx.GraphModule:
                 f"backbone.name={name} cannot be traced by torch.fx: {training_node.name} differs "
                 "between training and evaluation without being a layer of its own"
             )
+    _check_layers(graphs[0], net, name)
     _stride_before_narrow_convolutions(graphs[0], net)
     return fx.GraphModule(net, graphs[0], class_name=type(net).__name__)
 
@@ -96,6 +100,21 @@ def _split_norm_act(net: nn.Module) -> dict[nn.Module, nn.Module]:
     return after
 
 
+def _check_layers(graph: fx.Graph, net: nn.Module, name: str) -> None:
+    calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
+    for path, count in calls.items():
+        layer = net.get_submodule(path)
+        if isinstance(layer, nn.Conv2d | nn.Linear) and count > 1:
+            raise UserError(
+                f"backbone.name={name} calls layer {path} {count} times; once is supported"
+            )
+        if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is None:
+            raise UserError(
+                f"backbone.name={name}: batch norm {path} keeps no running statistics; "
+                "track_running_stats=True is supported"
+            )
+
+
 def _simplify(graph: fx.Graph, net: nn.Module) -> fx.Graph:
     for node in list(graph.nodes):
         if node.target is operator.iadd:
@@ -135,6 +154,7 @@ def _stride_before_narrow_convolutions(graph: fx.Graph, net: nn.Module) -> None:
             type(layer) is nn.Conv2d
             and layer.kernel_size == (1, 1)
             and layer.stride != (1, 1)
+            and layer.padding in ((0, 0), "valid")
             and layer.in_channels < vector
         ):
             path = f"{node.target.replace('.', '_')}_stride"

@@ -6,7 +6,6 @@ reads it. After ReLU, not before it, so that a runtime fuses convolution and ReL
 """
 
 import operator
-from collections import Counter
 from collections.abc import Iterator
 
 import torch
@@ -31,6 +30,7 @@ _AVERAGE_POOL = {
     torch.mean,
     "mean",
 }
+_FUNCTIONAL = {F.conv2d, torch.conv2d, F.linear}
 # Operations whose output holds values of their input only: quantized in, quantized out.
 _PASS = _MAX_POOL | {
     nn.Identity,
@@ -77,7 +77,8 @@ class Graph:
 
     def is_pass(self, node: fx.Node) -> bool:
         """Tells whether the node only moves or selects values, so that a grid is kept."""
-        return self._is(node, _PASS)
+        # timm's stochastic depth drops whole images, as dropout drops values: in training only.
+        return self._is(node, _PASS) or type(self.module(node)).__name__ == "DropPath"
 
     def reads_quantized(self, node: fx.Node) -> list[fx.Node]:
         """Returns the inputs of a node that should arrive quantized."""
@@ -117,6 +118,17 @@ class Graph:
         return node.op in ("call_function", "call_method") and node.target in kinds
 
 
+def left_alone(model: fx.GraphModule) -> list[str]:
+    """Returns what has weights in a traced network but is no layer that constraints reach."""
+    graph = Graph(model)
+    found = [f"{n.name} (functional)" for n in model.graph.nodes if n.target in _FUNCTIONAL]
+    for node in model.graph.nodes:
+        module = None if graph.is_layer(node) else graph.module(node)
+        if module is not None and any(parameter.ndim > 1 for parameter in module.parameters()):
+            found.append(f"{node.target} ({type(module).__name__})")
+    return found
+
+
 def quantized_values(graph: Graph) -> Iterator[fx.Node]:
     """Yields the nodes whose output gets a fake-quantizer, in the network's order."""
     nodes = list(graph.model.graph.nodes)
@@ -138,14 +150,10 @@ def insert_fake_quants(model: fx.GraphModule, code_max: int) -> None:
         code_max: the largest weight code, 127 for 8 bits.
 
     Raises:
-        UserError: a layer is called at more than one place, so that it has no one input range, or
-            it pads with something else than zeros, which ONNX's convolutions do not.
+        UserError: a layer pads with something else than zeros, which ONNX's convolutions do not.
     """
     graph = Graph(model)
-    calls = Counter(str(node.target) for node in model.graph.nodes if graph.is_layer(node))
-    for name, count in calls.items():
-        if count > 1:
-            raise UserError(f"backbone layer {name} is called {count} times; once is supported")
+    for name in [str(node.target) for node in model.graph.nodes if graph.is_layer(node)]:
         padding = getattr(graph.modules[name], "padding_mode", "zeros")
         if padding != "zeros":
             raise UserError(f"backbone layer {name} pads with padding_mode={padding}; only zeros")

@@ -138,11 +138,18 @@ def round_biases(model: fx.GraphModule) -> None:
         if not graph.is_layer(node):
             continue
         layer, batch_norm = _with_batch_norm(graph, node)
+        if not _is_quantized(layer):
+            continue
+        codes, scale, bias = _folded(layer, batch_norm)
+        deployed_layer = IntegerLayer(layer, codes, scale, bias, _input_scale(graph, node))
+        change = deployed_layer.bias_codes * deployed_layer.bias_scale - bias
         owner = layer if batch_norm is None else batch_norm
-        if _is_quantized(layer) and owner.bias is not None:
-            codes, scale, bias = _folded(layer, batch_norm)
-            deployed_layer = IntegerLayer(layer, codes, scale, bias, _input_scale(graph, node))
-            owner.bias += deployed_layer.bias_codes * deployed_layer.bias_scale - bias
+        if owner.bias is not None:
+            owner.bias += change
+        elif batch_norm is not None:
+            assert batch_norm.running_mean is not None
+            assert batch_norm.running_var is not None
+            batch_norm.running_mean -= change * torch.sqrt(batch_norm.running_var + batch_norm.eps)
 
 
 def _deploy_layer(graph: Graph, node: fx.Node) -> None:
@@ -231,11 +238,10 @@ def _round_before_sums(graph: Graph) -> None:
     """
     for node in filter(graph.is_sum, list(graph.model.graph.nodes)):
         for quantizer in node.all_input_nodes:
-            if (
-                isinstance(graph.module(quantizer), QuantizeDequantize)
-                and isinstance(graph.module(quantizer.all_input_nodes[0]), IntegerLayer)
-                and graph.follower(quantizer) is node
-            ):
+            if not isinstance(graph.module(quantizer), QuantizeDequantize):
+                continue
+            layer = graph.module(quantizer.all_input_nodes[0])  # behind a ReLU it does round
+            if isinstance(layer, IntegerLayer) and graph.follower(quantizer) is node:
                 _quantize_again(graph, quantizer, after=quantizer)
 
 

@@ -3,8 +3,8 @@
 import logging
 import os
 import platform
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -106,16 +106,30 @@ def thread_counts(requested: Sequence[int]) -> list[int]:
 
 @contextmanager
 def pinned(threads: int) -> Iterator[None]:
-    """Keeps the calling thread, and threads it starts inside the block, on `threads` cores.
+    """Keeps this process, with the threads it starts inside the block, on `threads` cores.
 
     Where the system has no affinity (macOS, Windows) only the runtimes' own thread counts hold.
     """
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores()[:threads])
+    before = {thread: os.sched_getaffinity(thread) for thread in _threads()}
+    chosen = cores()[:threads]
     try:
+        for thread in before:
+            _set_affinity(thread, chosen)
         yield
     finally:
-        os.sched_setaffinity(0, before)
+        for thread, cpus in before.items():
+            _set_affinity(thread, cpus)
+
+
+def _threads() -> list[int]:
+    """The process's threads; a runtime's pool may have been started earlier, on all cores."""
+    tasks = Path("/proc/self/task")
+    return [int(task.name) for task in tasks.iterdir()] if tasks.exists() else [0]
+
+
+def _set_affinity(thread: int, cpus: Iterable[int]) -> None:
+    with suppress(ProcessLookupError):  # it may have ended meanwhile
+        os.sched_setaffinity(thread, cpus)

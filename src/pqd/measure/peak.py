@@ -1,7 +1,5 @@
 """The machine's own INT8 peak, measured: what large matrix products reach on it."""
 
-from functools import cache
-
 import numpy as np
 
 from pqd.config import RuntimeConfig
@@ -13,12 +11,11 @@ SIZES = (512, 1024)  # rows and columns: large enough for full speed, small enou
 PROTOCOL = RuntimeConfig(min_calls=20, min_seconds=0.1, blocks=2)
 
 
-@cache
 def int8_peak_gops(threads: int) -> float:
     """Measures the INT8 rate of large U8 x S8 matrix products in ONNX Runtime.
 
     It is what this machine reached, not what its data sheet promises: the fastest call of two
-    sizes. Measured once in a process, in less than a second.
+    sizes. Takes less than a second.
 
     Args:
         threads: number of threads, pinned.

@@ -23,6 +23,7 @@ WINDOW_MS = 30.0  # a warm-up window lasts this long and at least two calls
 WINDOWS = 40  # at most
 STABLE = 0.98  # warm when a window's median is no longer below this share of the last one's
 RESAMPLES = 1000
+ENOUGH_BLOCKS = 6  # of fewer, all together reach 95 % of medians in no way
 
 
 def interleave(
@@ -85,7 +86,8 @@ def summarise(
     Returns:
         By name: `p50_ms` (see `median`) and its 95 % interval `p50_interval_ms`, `p90_ms` and
         `p99_ms` over all calls, `calls`, `speedup` and `speedup_interval` (None without `base`),
-        `noisy` (an interval is relatively wider than `settings.max_interval`),
+        `noisy` (an interval is relatively wider than `settings.max_interval`, or there are too
+        few blocks for one),
         `slower_than_dense` (the speed-up's whole interval is below 1).
     """
     rows = {}
@@ -104,7 +106,7 @@ def summarise(
             "calls": sum(map(len, blocks)),
             "speedup": ratio,
             "speedup_interval": ratio_interval,
-            "noisy": max(widths) > settings.max_interval,
+            "noisy": len(blocks) < ENOUGH_BLOCKS or max(widths) > settings.max_interval,
             "slower_than_dense": ratio_interval is not None and ratio_interval[1] < 1,
         }
     return rows

@@ -21,7 +21,7 @@ class Quantize(Stage):
     """
 
     name = "quantize"
-    version = 3
+    version = 4
 
     def __init__(
         self,
