@@ -16,6 +16,7 @@ from pqd.constraints.mask import attach_masks, masks, set_masks
 from pqd.constraints.placement import insert_fake_quants
 from pqd.export.deploy import IntegerLayer, deployed, round_biases
 from pqd.export.onnx_file import write_onnx
+from pqd.measure.graph import float_compute_nodes
 from pqd.measure.runtimes import open_session
 from pqd.stages.quantize import calibrate
 
@@ -153,6 +154,9 @@ class TestOnnx:
         model, folder = case
         kinds = Counter(n.op_type for n in onnx.load(folder / "optimized.onnx").graph.node)
         assert not FLOAT & set(kinds)
+        assert float_compute_nodes(folder / "model.onnx", "onnxruntime") == sum(
+            kinds[kind] for kind in ("BatchNormalization", "ReduceMean")
+        )
         layers = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
         assert kinds["QLinearConv"] == len(layers)
         assert kinds["QGemm"] == 1

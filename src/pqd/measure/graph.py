@@ -16,6 +16,7 @@ ONNX_MOVES = {
     "Gather",
     "Identity",
     "MaxPool",
+    "NhwcMaxPool",  # of integers only
     "Pad",
     "QuantizeLinear",
     "ReorderInput",
