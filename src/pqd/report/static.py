@@ -70,7 +70,7 @@ def _figure(grid: list[tuple[str, list[Frontier]]], orders: list[str]) -> Any:
             # Margins in inches: matplotlib's own layout engines take most of a report's time.
             x, y = WIDTH * j + 0.6, HEIGHT * (len(grid) - 1 - i) + below + 0.45
             box = (x / width, y / height, (WIDTH - 0.7) / width, (HEIGHT - 0.75) / height)
-            _draw(figure.add_axes(box), f, label)
+            _draw(figure.add_axes(box), f, "" if j else label)  # of the whole row
     handles = [
         Line2D([], [], linestyle="", marker=_marker(o), markersize=6, color=colour(o), label=o)
         for o in orders
@@ -117,7 +117,7 @@ def _draw(ax: Any, f: Frontier, title: str) -> None:
     ax.xaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_locator(MaxNLocator(5))
     ax.grid(linewidth=0.4, color="0.85", zorder=0)
-    ax.set_title(title, fontsize=8, y=1.0)  # fixed places cost no measuring
+    ax.set_title(title, loc="left", fontsize=8, y=1.0)  # fixed places cost no measuring
     ax.xaxis.set_label_coords(0.5, -0.13)
     ax.yaxis.set_label_coords(-0.155, 0.5)
     ax.set_ylabel("test accuracy (%)")
