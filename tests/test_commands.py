@@ -106,7 +106,7 @@ class TestTrain:
 
     def test_the_cache_is_listed_and_pruned(self, folder, done):
         listed = call([*PQD, "cache", "ls", "--dir", folder / "cache"])
-        assert "resnet20_digits_pqd_s0.9_seed0 distill" in listed.stdout
+        assert "resnet20_digits_pqd_s0.9_w7_seed0 distill" in listed.stdout
         kept = call([*PQD, "cache", "prune", "--dir", folder / "cache", "--days", "1"])
         assert kept.stdout.startswith("0 entries")
         (damaged, *_) = [path for path in (folder / "cache").iterdir() if path.is_dir()]
