@@ -197,6 +197,7 @@ def parse(cfg: DictConfig) -> Config:
     """
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
+    config.train.compile = config.train.compile.lower()  # YAML's true arrives as "True"
     _check(config)
     return config
 
@@ -243,7 +244,6 @@ def _check(c: Config) -> None:
     _within("train.label_smoothing", c.train.label_smoothing, 0, 1)
     _within("train.warmup", c.train.warmup, 0, 1)
     _one_of("train.precision", c.train.precision, ("auto", "fp32", "bf16"))
-    c.train.compile = c.train.compile.lower()  # YAML's true arrives as "True"
     _one_of("train.compile", c.train.compile, ("auto", "true", "false"))
     check_runtime(c.runtime)
     _one_of("logger.name", c.logger.name, ("wandb", "none"))

@@ -105,7 +105,6 @@ class _Run:
         }
         if "quantize" in self.config.order.stages and self.config.quantize.weight_bits == 8:
             _warn_without_vnni()
-        self._try_order()
         self.baseline = last = self.stage("baseline", None)
         for name in self.config.order.stages:
             last = self.stage(name, last)
@@ -178,6 +177,8 @@ class _Run:
         """Trains a stage, saves the network into `folder` and returns the stage's figures."""
         config, epochs = self.config, getattr(self.config.train.epochs, name)
         seed = stage_seed(config.seed, name)
+        if all(stage["cached"] for stage in self.record["stages"]):  # the first to be trained
+            self._try_order()
         if parent is None:
             torch.manual_seed(seed)
             model = self.blueprint.build()

@@ -30,7 +30,7 @@ _AVERAGE_POOL = {
     torch.mean,
     "mean",
 }
-_FUNCTIONAL = {F.conv2d, torch.conv2d, F.linear}
+_FUNCTIONAL = {F.conv2d, F.linear}
 # Operations whose output holds values of their input only: quantized in, quantized out.
 _PASS = _MAX_POOL | {
     nn.Identity,
