@@ -1,6 +1,10 @@
-"""The one error type for a user's mistake."""
+"""The one error type for a user's mistake, and errors as one line."""
+
+from collections.abc import Iterable
 
 from hydra.errors import CompactHydraException
+
+LONGEST = 300  # characters of an error that is told in one line
 
 
 class UserError(CompactHydraException):
@@ -11,17 +15,36 @@ class UserError(CompactHydraException):
     """
 
 
-def choices(what: str, given: object, accepted: object) -> UserError:
+def choices(what: str, given: object, accepted: Iterable[object]) -> UserError:
     """Builds the error for a name that is none of the accepted ones, naming the nearest.
 
     Args:
         what: what the name stands for, e.g. `"backbone.name"`.
         given: the name as given.
-        accepted: the accepted names, an iterable of str.
+        accepted: the accepted names.
     """
-    import difflib
-
-    names = sorted(str(name) for name in accepted)  # type: ignore[attr-defined]
-    near = difflib.get_close_matches(str(given), names, n=1)
+    names = sorted(str(name) for name in accepted)
+    near = nearest(given, names)
     hint = f" (did you mean {near[0]}?)" if near else ""
     return UserError(f"{what}={given} is unknown{hint}; choose from: {', '.join(names)}")
+
+
+def nearest(given: object, names: Iterable[str], most: int = 1) -> list[str]:
+    """Returns at most `most` of the names that are spelled like `given`, the likest first."""
+    import difflib
+
+    return difflib.get_close_matches(str(given), list(names), n=most, cutoff=0.5)
+
+
+def one_line(error: BaseException | str, *, named: bool = False) -> str:
+    """Returns an error as one line of at most `LONGEST` characters.
+
+    Args:
+        error: the error, or its text.
+        named: puts the error's type in front, for errors of other people's code.
+    """
+    kind = error if isinstance(error, str) else type(error).__name__
+    text = " ".join(str(error).split()) or kind
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return (f"{kind}: {text}" if named and text != kind else text)[:LONGEST]

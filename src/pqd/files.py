@@ -1,0 +1,55 @@
+"""Files that are whole or not there: written beside their place, synced, and renamed into it."""
+
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file that takes the place of `path` when the block ends without an error.
+
+    Several processes may replace one file at once: readers see one of the contents, whole.
+
+    Raises:
+        OSError: the folder cannot be written to, or the disk is full; `path` stays as it was.
+    """
+    temporary = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}.part")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def write(path: Path, content: bytes | str) -> None:
+    """Replaces a file (see `replacing`); text is written as UTF-8."""
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replaces a JSON file (see `replacing`)."""
+    write(path, json.dumps(content, indent=1))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON file that holds an object.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it holds no JSON object.
+    """
+    content = json.loads(path.read_text("utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return content
