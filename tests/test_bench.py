@@ -9,7 +9,7 @@ from PIL import Image
 
 from pqd.config import BackboneConfig, DatasetConfig, RuntimeConfig
 from pqd.constraints.mask import attach_masks, masks
-from pqd.constraints.network import Blueprint, save_network
+from pqd.networks import Blueprint, save_network
 from pqd.data import load_dataset
 from pqd.errors import UserError
 from pqd.export.package import pack

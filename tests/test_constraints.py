@@ -15,7 +15,7 @@ from pqd.constraints.fake_quant import (
     activation_fake_quants,
 )
 from pqd.constraints.mask import Mask, attach_masks, masks, set_masks, sparsity
-from pqd.constraints.network import Blueprint, load_network, load_weights, save_network
+from pqd.networks import Blueprint, load_network, load_weights, save_network
 from pqd.constraints.placement import insert_fake_quants, left_alone, read_instead
 from pqd.errors import UserError
 from pqd.stages.quantize import calibrate

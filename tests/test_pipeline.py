@@ -34,7 +34,7 @@ from pqd.config import (
 )
 from pqd.constraints.fake_quant import activation_fake_quants
 from pqd.constraints.mask import masks, sparsity
-from pqd.constraints.network import load_network
+from pqd.networks import load_network
 from pqd.errors import UserError
 from pqd.export import artifact
 

@@ -1,6 +1,7 @@
 """The one error type for a user's mistake, and errors as one line."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from hydra.errors import CompactHydraException
 
@@ -48,3 +49,12 @@ def one_line(error: BaseException | str, *, named: bool = False) -> str:
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return (f"{kind}: {text}" if named and text != kind else text)[:LONGEST]
+
+
+@contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Says where a user's mistake came to light: `place` goes in front of the message."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error.__cause__

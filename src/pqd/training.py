@@ -52,6 +52,7 @@ def fit(
     lr: float,
     seed: int,
     validate: Callable[[nn.Module], float] | None,
+    modules: nn.Module | None = None,
     before_step: Callable[[int], None] = _nothing,
     on_epoch: Callable[[dict[str, float]], None] = _nothing,
     checkpoint: Path | None = None,
@@ -71,6 +72,7 @@ def fit(
         lr: the highest learning rate, reached at the end of the warm-up.
         seed: of everything random (order, augmentation, dropout), together with the epoch.
         validate: returns an accuracy in %; called after each epoch.
+        modules: further ones that the loss trains, besides the network.
         before_step: called before each step with its index, counted from the first epoch's first
             step; masks, calibration and freezing happen there. The model is put into training
             mode once per epoch, before its first call. A resumed run starts with a later index.
@@ -93,10 +95,13 @@ def fit(
         torch.backends.cudnn.benchmark = True  # every batch has the same shape
     else:
         keep_freed_memory()
-    optimizer = make_optimizer(model, settings)
+    trained = nn.ModuleList([model])
+    if modules is not None:
+        trained.append(modules.to(device))
+    optimizer = make_optimizer(trained, settings)
     steps = epochs * len(batches)
     run = {"epochs": epochs, "steps": steps, "lr": lr, "seed": seed}
-    history = checkpoints.resume(checkpoint, run, model, optimizer, device) if checkpoint else []
+    history = checkpoints.resume(checkpoint, run, trained, optimizer, device) if checkpoint else []
     precision = resolve_precision(settings.precision, device)
     compiled = resolve_compile(settings.compile, device, precision, steps)
     train_step = make_train_step(model, loss_fn, device, precision, compiled)
@@ -105,7 +110,7 @@ def fit(
         started = time.perf_counter()
         epoch_seed = _epoch_seed(seed, epoch)
         torch.manual_seed(epoch_seed)
-        model.train()
+        trained.train()
         names: list[str] = []
         sums: Tensor | float = 0.0
         seen, rate = 0, lr
@@ -136,7 +141,7 @@ def fit(
         metrics["seconds"] = time.perf_counter() - started
         history.append(metrics)
         if checkpoint:
-            checkpoints.save(checkpoint, run, model, optimizer, history)
+            checkpoints.save(checkpoint, run, trained, optimizer, history)
         on_epoch(metrics | {"eta_s": (epochs - epoch - 1) * metrics["seconds"]})
     return history
 
@@ -181,14 +186,21 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
 
 
 def make_optimizer(model: nn.Module, settings: TrainConfig) -> torch.optim.SGD:
-    """SGD in which weight decay acts on weights (ndim >= 2) alone: not on batch norm, biases or
-    quantizer parameters. The learning rate is 0 until it is set.
+    """SGD in which weight decay acts on weights (ndim >= 2) alone: not on batch norm and biases.
+
+    A module exempts parameters of its own by naming them in a method `no_weight_decay`, as timm's
+    networks do. The learning rate is 0 until it is set.
     """
+    exempt = {
+        id(module.get_parameter(name))
+        for module in model.modules()
+        if hasattr(module, "no_weight_decay")
+        for name in module.no_weight_decay()  # type: ignore[operator]
+    }
     parameters = [p for p in model.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim >= 2]},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    decayed = [p for p in parameters if p.ndim >= 2 and id(p) not in exempt]
+    others = [p for p in parameters if p.ndim < 2 or id(p) in exempt]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.SGD(
         groups,
         lr=0.0,

@@ -1,10 +1,12 @@
 """Unstructured sparsity: a mask on a weight, and where the zeros go."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from pqd.constraints.base import CONSTRAINTS, Constraint
 from pqd.constraints.parametrization import attach, attached, find
 
 
@@ -26,11 +28,31 @@ class Mask(nn.Module):
         return (weight * self.mask).add_(0.0)  # -0.0 + 0.0 = 0.0
 
 
-def attach_masks(layers: Iterable[nn.Module]) -> None:
-    """Puts a `Mask` on the weight of each layer, before any fake-quantizer that is there."""
-    for layer in layers:
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
-        attach(layer, Mask(layer.weight), first=True)
+@CONSTRAINTS.register
+class Masks(Constraint):
+    """A mask on the weight of each of some layers, before any fake-quantizer that is there."""
+
+    name = "mask"
+
+    def __init__(self, layers: Iterable[str]) -> None:
+        """Takes the names of the layers."""
+        self.layers = list(layers)
+
+    def attach(self, model: fx.GraphModule) -> None:
+        """Starts with masks that keep every weight."""
+        for name in self.layers:
+            layer = model.get_submodule(name)
+            assert isinstance(layer, nn.Conv2d | nn.Linear)
+            attach(layer, Mask(layer.weight), first=True)
+
+    def describe(self, model: fx.GraphModule) -> dict[str, Any]:
+        """Names the layers."""
+        return {"layers": self.layers}
+
+    @classmethod
+    def rebuild(cls, description: dict[str, Any]) -> "Masks":
+        """Returns the masks of a description."""
+        return cls(description["layers"])
 
 
 def masks(model: nn.Module) -> dict[str, Mask]:

@@ -104,7 +104,7 @@ def _modules(run: Path, runtime: RuntimeConfig) -> dict[str, Any]:
     if not any(name.startswith("torch") for name in runtime.names):
         return {}
     from pqd.constraints.mask import masks
-    from pqd.constraints.network import load_blueprint, load_network
+    from pqd.networks import load_blueprint, load_network
 
     network = load_network(run, quantized=False)
     if not masks(network):

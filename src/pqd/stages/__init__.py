@@ -1,10 +1,9 @@
 """The stages of an order: each attaches a constraint or changes the loss, then trains."""
 
-from pqd.stages.base import Stage
-from pqd.stages.distill import Distill, frozen
-from pqd.stages.prune import Prune
-from pqd.stages.quantize import Quantize
+from pqd.registry import load_all
+from pqd.stages.base import Context, Stage
+from pqd.stages.registry import NO_STAGES, STAGES, spell, spelled
 
-STAGES = {stage.name: stage for stage in (Stage, Prune, Quantize, Distill)}
+load_all(__name__)
 
-__all__ = ["STAGES", "Distill", "Prune", "Quantize", "Stage", "frozen"]
+__all__ = ["NO_STAGES", "STAGES", "Context", "Stage", "spell", "spelled"]

@@ -1,18 +1,36 @@
 """INT8 quantization-aware training."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
 from torch import Tensor, fx, nn
 
-from pqd.config import QuantizeConfig
+from pqd.config import Config, StageSettings
+from pqd.constraints import attach
 from pqd.constraints.fake_quant import activation_fake_quants
-from pqd.constraints.placement import insert_fake_quants
-from pqd.stages.base import Stage
-from pqd.training import Batches
+from pqd.constraints.quantization import FakeQuantization
+from pqd.options import option
+from pqd.stages.base import Context, Stage
+from pqd.stages.registry import STAGES
 
 
+@dataclass
+class QuantizeSettings(StageSettings):
+    """INT8 weights per output channel, UINT8 activations per tensor."""
+
+    epochs: int = option(40, low=1)
+    lr: float = option(0.01, above=0)
+    # codes of b bits lie in [-(2^(b-1) - 1), 2^(b-1) - 1]; fewer make the package smaller and run
+    # in the same INT8 kernels
+    weight_bits: int = option(8, low=2, high=8, tag="w")
+    calibration_batches: int = option(16, low=1)  # before each epoch until ranges are fixed
+    freeze_observers: float = option(0.5, low=0, high=1)  # share of the epochs; then ranges are
+    freeze_batch_norm: float = option(0.75, low=0, high=1)  # then batch-norm statistics are, too
+
+
+@STAGES.register
 class Quantize(Stage):
     """Attaches fake-quantizers, and calibrates them before each epoch until they are frozen.
 
@@ -21,37 +39,44 @@ class Quantize(Stage):
     """
 
     name = "quantize"
+    letter = "q"
+    settings = QuantizeSettings
     version = 4
+    colour = "#b279a2"
 
-    def __init__(
-        self,
-        settings: QuantizeConfig,
-        label_smoothing: float,
-        batches: Batches,
-        epochs: int,
-        seed: int,
-    ) -> None:
-        """Takes the training batches, which calibration draws from with `seed`."""
-        super().__init__(label_smoothing)
-        self.settings = settings
-        self.batches = batches
-        self.seed = seed
+    def __init__(self, context: Context) -> None:
+        """Plans until when ranges and batch-norm statistics follow the network."""
+        super().__init__(context)
         # At least one calibration, however short the stage.
-        self.calibrated_epochs = max(1, round(settings.freeze_observers * epochs))
-        self.batch_norm_epochs = round(settings.freeze_batch_norm * epochs)
+        self.calibrated_epochs = max(1, round(self.options.freeze_observers * context.epochs))
+        self.batch_norm_epochs = round(self.options.freeze_batch_norm * context.epochs)
+
+    @classmethod
+    def notes(cls, config: Config) -> list[str]:
+        """Warns of 8-bit weights where the CPU's INT8 sums saturate."""
+        from pqd.measure import has_vnni
+
+        settings = config.of(cls.name)
+        assert isinstance(settings, QuantizeSettings)
+        if settings.weight_bits < 8 or has_vnni():
+            return []
+        return [
+            "this CPU has no VNNI: the 16-bit sums of its INT8 kernels saturate with 8-bit "
+            "weights, which can cost accuracy here; quantize=int7 (7-bit weights) avoids it"
+        ]
 
     def attach(self, model: fx.GraphModule) -> None:
         """Inserts fake-quantizers of weights and activations."""
-        insert_fake_quants(model, 2 ** (self.settings.weight_bits - 1) - 1)
+        attach(model, FakeQuantization(2 ** (self.options.weight_bits - 1) - 1))
 
     def before_step(self, model: fx.GraphModule, step: int) -> None:
         """At the start of an epoch: calibrates, or freezes batch norm, if it is time to."""
-        epoch, within = divmod(step, len(self.batches))
+        epoch, within = divmod(step, len(self.context.batches))
         if within:
             return
         if epoch < self.calibrated_epochs:
-            epoch_batches = self.batches.epoch(self.seed + epoch)
-            drawn = islice(epoch_batches, self.settings.calibration_batches)
+            epoch_batches = self.context.batches.epoch(self.context.seed + epoch)
+            drawn = islice(epoch_batches, self.options.calibration_batches)
             calibrate(model, (batch.images for batch in drawn))
             model.train()
         if epoch >= self.batch_norm_epochs:

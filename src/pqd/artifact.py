@@ -13,11 +13,11 @@ from pqd import measure, training
 from pqd.config import RuntimeConfig
 from pqd.constraints.fake_quant import activation_fake_quants
 from pqd.constraints.mask import masks, sparsity
-from pqd.constraints.network import RECIPE, WEIGHTS, load_network
 from pqd.data import Dataset, eval_batches
 from pqd.export.onnx_file import write_onnx
 from pqd.export.package import pack
-from pqd.record import now
+from pqd.networks import RECIPE, WEIGHTS, load_network
+from pqd.result import now
 
 VERSION = 5  # raise it when a code change alters a file or a figure
 BATCH_SIZE = 250
@@ -144,7 +144,7 @@ def make(subject: Subject, dense: Path, runtime: RuntimeConfig, folder: Path) ->
         "sizes": measure.sizes(folder / MODEL, folder / PACKAGE, dense / DENSE, dense / WEIGHTS),
         "latency": measure.latency(files, runtime, subject.shape, modules=networks),
         "dataset": subject.dataset.fingerprint,
-        "measured": measure.provenance() | now(),
+        "measured": measure.provenance() | {"started": now()},
     }
 
 

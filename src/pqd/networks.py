@@ -4,7 +4,6 @@ The recipe names the backbone and the constraints attached; rebuilding is backbo
 constraints, then state. No pickle is ever loaded.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from pqd import constraints, files
 from pqd.config import BackboneConfig
-from pqd.constraints.fake_quant import WeightFakeQuant
-from pqd.constraints.mask import attach_masks, masks
-from pqd.constraints.parametrization import find
-from pqd.constraints.placement import insert_fake_quants, remove_fake_quants
-from pqd.errors import UserError
+from pqd.errors import UserError, one_line
 
-FORMAT = 1
+FORMAT = 2
 _WEIGHT_SOURCES = ("pretrained", "pretrained_cfg", "checkpoint_path")
 WEIGHTS, RECIPE = "model.safetensors", "recipe.json"
 
@@ -44,17 +40,15 @@ def save_network(model: fx.GraphModule, blueprint: Blueprint, folder: Path) -> N
     """Writes `model.safetensors` and `recipe.json` into a folder that exists."""
     from safetensors.torch import save_file
 
-    quantizers = find(model, WeightFakeQuant)
     recipe = {
         "format": FORMAT,
         "blueprint": asdict(blueprint),
-        "masks": list(masks(model)),
-        "code_max": next(iter(quantizers.values())).code_max if quantizers else None,
+        "constraints": constraints.describe(model),
         "torch": torch.__version__,
     }
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / WEIGHTS)
-    (folder / RECIPE).write_text(json.dumps(recipe, indent=1))
+    files.write_json(folder / RECIPE, recipe)
 
 
 def load_network(path: Path, *, quantized: bool = True) -> fx.GraphModule:
@@ -70,12 +64,10 @@ def load_network(path: Path, *, quantized: bool = True) -> fx.GraphModule:
     folder = path if path.is_dir() else path.parent
     recipe = _recipe(folder)
     model = _blueprint(recipe).build()
-    attach_masks(model.get_submodule(name) for name in recipe["masks"])
-    if recipe["code_max"] is not None:
-        insert_fake_quants(model, recipe["code_max"])
+    constraints.rebuild(model, recipe["constraints"])
     load_weights(model, folder / WEIGHTS)
     if not quantized:
-        remove_fake_quants(model)
+        constraints.without_integers(model)
     return model
 
 
@@ -124,14 +116,24 @@ def load_weights(model: nn.Module, path: Path) -> None:
 def _recipe(folder: Path) -> dict[str, Any]:
     path = folder / RECIPE
     try:
-        recipe = json.loads(path.read_text())
+        recipe = files.read_json(path)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        raise UserError(f"{path} cannot be read: {one_line(error)}") from None
     except ValueError:
         raise UserError(f"{path} is not a recipe written by pqd") from None
-    if not isinstance(recipe, dict) or recipe.get("format") != FORMAT:
+    if recipe.get("format") == 1:
+        return recipe | {"constraints": _of_format_1(recipe)}
+    if recipe.get("format") != FORMAT:
         raise UserError(f"{path} is not a recipe of format {FORMAT}")
     return recipe
+
+
+def _of_format_1(recipe: dict[str, Any]) -> list[dict[str, Any]]:
+    """Brings the constraints that the first version wrote into today's form."""
+    masks, code_max = recipe["masks"], recipe["code_max"]
+    found: list[dict[str, Any]] = [{"constraint": "mask", "layers": masks}] if masks else []
+    quantized = [{"constraint": "fake_quant", "code_max": code_max}] if code_max else []
+    return found + quantized
 
 
 def _blueprint(recipe: dict[str, Any]) -> Blueprint:

@@ -1,0 +1,41 @@
+"""The constraint that weights are INT8 (or fewer bits) and activations UINT8."""
+
+from typing import Any
+
+from torch import fx
+
+from pqd.constraints.base import CONSTRAINTS, Constraint
+from pqd.constraints.placement import insert_fake_quants, remove_fake_quants
+
+
+@CONSTRAINTS.register
+class FakeQuantization(Constraint):
+    """Fake-quantizers of all weights and, where a runtime needs them, of activations."""
+
+    name = "fake_quant"
+    in_float = False
+
+    def __init__(self, code_max: int) -> None:
+        """Weight codes lie in [-code_max, code_max]: 127 for 8 bits, 63 for 7."""
+        self.code_max = code_max
+
+    def attach(self, model: fx.GraphModule) -> None:
+        """Starts uncalibrated: activations in [0, 1].
+
+        Raises:
+            UserError: a layer cannot be deployed as integers.
+        """
+        insert_fake_quants(model, self.code_max)
+
+    def describe(self, model: fx.GraphModule) -> dict[str, Any]:
+        """Names the largest code."""
+        return {"code_max": self.code_max}
+
+    @classmethod
+    def rebuild(cls, description: dict[str, Any]) -> "FakeQuantization":
+        """Returns the quantization of a description."""
+        return cls(description["code_max"])
+
+    def remove(self, model: fx.GraphModule) -> None:
+        """Takes all fake-quantizers off; the weights stay as they are stored."""
+        remove_fake_quants(model)

@@ -1,0 +1,143 @@
+"""What makes two runs, two stages or two repetitions the same, from what options decide.
+
+Cache keys, the waves of a sweep and the averages of a report all ask here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pqd import options
+from pqd.cache import file_digest, key_of
+from pqd.config import BASELINE, Config
+from pqd.errors import UserError
+from pqd.networks import WEIGHTS
+from pqd.options import PLAIN, Decides, Option
+from pqd.stages import STAGES, spelled
+
+_BY_STAGE = ("order.", "budget")  # which stages there are, and their epochs: counted there
+
+
+def content(key: str, path: Path) -> str:
+    """Returns what stands for the content of a file, or of a folder with a network.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return file_digest(path / WEIGHTS if path.is_dir() else path)
+    except OSError as error:
+        raise UserError(f"{key}={path} cannot be read: {error.strerror}") from None
+
+
+def stage_keys(config: Config, facts: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Returns the keys of the baseline and of each stage of the order, by name.
+
+    Args:
+        config: of the run.
+        facts: what is found out before training: the fingerprint of the images, the device. None
+            where that is still unknown: keys then tell apart what differs within a sweep.
+
+    Raises:
+        UserError: a file that the configuration names cannot be read.
+    """
+    kinds = [Decides.OUTCOME, Decides.REPEAT]
+    if facts is None:
+        kinds.append(Decides.PLACE)
+    stages = tuple(f"{name}." for name in STAGES)
+    shared = options.selected(config, kinds=kinds)
+    shared = {k: v for k, v in shared.items() if not k.startswith((*stages, *_BY_STAGE))}
+    last = key_of(shared | dict(facts or {}))
+    keys: dict[str, str] = {}
+    for stage in (STAGES[BASELINE], *spelled(config.order.name)):
+        depends = stage.identity(config, keys, None if facts is None else content)
+        named = {"parent": last, "stage": stage.name, "version": stage.version}
+        last = keys[stage.name] = key_of(named | depends)
+    return keys
+
+
+def wanted(config: Config) -> list[str]:
+    """Names the cache entries that a job wants, from its configuration alone.
+
+    These are not the cache's keys, which need the images, but they are equal for two jobs of a
+    sweep exactly where those are (two spellings of one setting apart).
+
+    Returns:
+        One name for each of the baseline, the stages, the exported baseline and the artifact;
+        none with the cache off, where jobs share nothing.
+    """
+    if not config.cache.enabled:
+        return []
+    trained = list(stage_keys(config, None).values())
+    names = [*trained, key_of({"dense": trained[0]}), key_of(figures_of(config) | {"": trained[-1]})]
+    return [f"{config.cache.dir}/{name}" for name in names]
+
+
+def figures_of(config: Config) -> dict[str, Any]:
+    """Returns what the artifact and its figures depend on besides the networks."""
+    return options.selected(config, kinds=[Decides.FIGURES]) | {"order": config.order.name}
+
+
+def run_hash(config: Config) -> str:
+    """Returns 16 hex digits that two runs share if they are the same run."""
+    return key_of(options.selected(config, kinds=set(Decides) - {Decides.NOTHING}))
+
+
+def run_name(config: Config) -> str:
+    """Returns what a run is called in tables and W&B."""
+    parts = [config.backbone.name, config.dataset.name, config.order.name]
+    for stage in spelled(config.order.name):
+        usual = dict((key, value) for key, value, _ in options.leaves(stage.settings_class()()))
+        for key, value, given in options.leaves(config.of(stage.name)):
+            if given.tag and (given.tag_default or value != usual[key]):
+                parts.append(f"{given.tag}{value:g}")
+    return "_".join((*parts, f"seed{config.seed}"))
+
+
+def option_at(key: str) -> Option:
+    """Returns what is known of the setting with a dotted key.
+
+    Of an unknown one (of another version, say) it is that it decides the outcome.
+    """
+    group, _, rest = key.partition(".")
+    kind: Any = STAGES[group].settings_class() if group in STAGES else Config
+    return _option_at(kind, rest if group in STAGES else key) or PLAIN
+
+
+@cache
+def _option_at(kind: type, key: str) -> Option | None:
+    name, _, rest = key.partition(".")
+    of = next((of for of in fields(kind) if of.name == name), None)
+    if of is None:
+        return None
+    given = options.option_of(of)
+    inner = get_type_hints(kind)[name]
+    if not rest or given.decides is not Decides.OUTCOME or not hasattr(inner, "__dataclass_fields__"):
+        return given
+    return _option_at(inner, rest)
+
+
+def owner(key: str) -> str | None:
+    """Returns the stage whose setting this is, None if all stages share it."""
+    group = key.partition(".")[0]
+    return group if group in STAGES else None
+
+
+def settings_names() -> list[str]:
+    """Returns the dotted keys of all settings."""
+    from pqd.schema import schema
+
+    return _names(schema(), "")
+
+
+def _names(kind: Any, prefix: str) -> list[str]:
+    found: list[str] = []
+    for of in fields(kind):
+        found.append(prefix + of.name)
+        inner = of.type if isinstance(of.type, type) else get_type_hints(kind)[of.name]
+        if hasattr(inner, "__dataclass_fields__"):
+            found += _names(inner, f"{prefix}{of.name}.")
+    return found
+

@@ -1,0 +1,255 @@
+"""`result.json` and `bench-*.json`: what they hold, read and written in one place.
+
+Sizes are in bytes, times in s or ms as named, accuracies in %; sparsity is a share of zeros.
+"""
+
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from pqd import files
+from pqd.config import Config
+from pqd.errors import UserError
+from pqd.identity import run_hash, run_name
+from pqd.stages import spelled
+
+SCHEMA = 2
+FILE = "result.json"
+DENSE, PRUNED, INT8, FP32 = "dense", "pruned", "int8", "fp32"  # the models that are measured
+DEPLOYED = (INT8, FP32)  # the last model of an order: INT8, or FP32 where nothing quantizes
+
+Status = Literal["running", "completed", "failed", "interrupted"]
+R = TypeVar("R")
+
+
+class _Checked:
+    """Numbers are finite, and nothing passes for what it is not."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"strict": True, "allow_inf_nan": False}
+
+
+@dataclass
+class Provenance(_Checked):
+    """The conditions that figures hold under, as far as they are known."""
+
+    started: str = ""  # UTC, ISO 8601, to the second
+    seconds: float | None = None  # that it took
+    cpu: str | None = None
+    isa: list[str] = field(default_factory=list)
+    cores: int | None = None
+    os: str | None = None
+    python: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    commit: str | None = None
+    device: str | None = None
+    precision: str | None = None
+    int8_peak_gops: float | None = None
+
+    @property
+    def machine(self) -> str:
+        """The machine in words."""
+        return f"{self.cpu or 'unknown CPU'}, {self.cores or '?'} cores"
+
+
+@dataclass
+class StageResult(_Checked):
+    """One stage of a run; the baseline is the first."""
+
+    stage: str
+    key: str  # of its cache entry
+    seconds: float  # of training, in all processes that worked on it
+    cached: bool = False  # found rather than trained by this run
+    epochs: int = 0
+    loss: float | None = None
+    validation_accuracy: float | None = None
+    sparsity: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)  # metrics of every epoch
+
+
+@dataclass
+class Latency(_Checked):
+    """One model in one runtime, with one number of threads and one batch size."""
+
+    runtime: str
+    model: str  # one of the four above
+    threads: int  # 0 is all cores
+    batch_size: int
+    p50_ms: float
+    p90_ms: float | None = None
+    p99_ms: float | None = None
+    p50_interval_ms: list[float] | None = None  # 95 %
+    version: str = ""
+    cpus: list[int] = field(default_factory=list)
+    calls: int = 0
+    speedup: float | None = None  # against the dense FP32 model in the same runtime
+    speedup_interval: list[float] | None = None
+    noisy: bool = False
+    slower_than_dense: bool | None = False
+    others_share: float | None = None
+    macs: int | None = None  # of one image
+    float_compute_nodes: int | None = None
+    int8_peak_share: float | None = None
+
+    @property
+    def deployed(self) -> bool:
+        """Whether this is the model that the run ends with."""
+        return self.model in DEPLOYED
+
+
+@dataclass
+class Final(_Checked):
+    """The artifact of a completed run and its figures."""
+
+    dense_accuracy: float
+    accuracy: float  # of model.onnx in ONNX Runtime, whole test split
+    sparsity: float
+    network_accuracy: float | None = None  # of the same network in PyTorch
+    agreement: float | None = None  # share of test images, %, that both classify alike
+    accuracy_by_runtime: dict[str, float] = field(default_factory=dict)
+    macs: int | None = None  # of the dense network, one image
+    parameters: int | None = None
+    sizes: dict[str, int] = field(default_factory=dict)
+    latency: list[Latency] = field(default_factory=list)
+    dataset: str | None = None  # fingerprint of the images
+    measured: Provenance | None = None  # where and when, as the cache may hand figures on
+
+    @property
+    def deployed(self) -> Latency | None:
+        """The first latency measured of the deployed model."""
+        return next((row for row in self.latency if row.deployed), None)
+
+    @property
+    def model_bytes(self) -> int:
+        """Size of model.onnx; an order without quantization has no INT8 file."""
+        return self.sizes.get("int8_onnx") or self.sizes["fp32_onnx"]
+
+
+@dataclass
+class Result(_Checked):
+    """One run, from its start on; one that stays `running` has died."""
+
+    name: str
+    status: Status
+    config: dict[str, Any]
+    order: list[str] = field(default_factory=list)  # names of the stages after the baseline
+    config_hash: str = ""
+    reason: str | None = None
+    stages: list[StageResult] = field(default_factory=list)
+    final: Final | None = None
+    provenance: Provenance = field(default_factory=Provenance)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)  # name: bytes, sha256
+    schema: int = SCHEMA
+
+
+@dataclass
+class Bench(_Checked):
+    """What `pqd bench` measured of a run or a model, on one machine."""
+
+    provenance: Provenance
+    latency: list[Latency]
+    accuracy_by_runtime: dict[str, float] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+def started(config: Config) -> Result:
+    """Returns the result of a run that has just started."""
+    return Result(
+        name=run_name(config),
+        status="running",
+        config=asdict(config),
+        order=[stage.name for stage in spelled(config.order.name)],
+        config_hash=run_hash(config),
+        provenance=Provenance(started=now()),
+    )
+
+
+def now() -> str:
+    """The time, UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write(folder: Path, result: Result) -> None:
+    """Writes the `result.json` of a folder, replacing the one that is there."""
+    files.write_json(folder / FILE, asdict(result))
+
+
+def read(folder: Path) -> Result:
+    """Reads the `result.json` of a folder.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is none of pqd's; the message names file and field.
+    """
+    return read_as(Result, folder / FILE)
+
+
+def read_as(kind: type[R], path: Path) -> R:
+    """Reads a `Result` or a `Bench`; raises as `read` does."""
+    data = files.read_json(path)
+    if data.get("schema") not in (1, SCHEMA):
+        raise ValueError(
+            f"{path}: schema is {data.get('schema')!r}; this version reads 1 and {SCHEMA}"
+        )
+    return decode(kind, _of_schema_1(data) if data["schema"] == 1 else data, str(path))
+
+
+def decode(kind: type[R], data: Any, source: str) -> R:
+    """Makes one of the dataclasses above from what JSON gave.
+
+    Raises:
+        ValueError: a field is missing or of another type; the message names `source` and field.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return _adapter(kind).validate_python(data)  # type: ignore[no-any-return]
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in first["loc"]) or "the content"
+        given = f" is {first['input']!r}" if first["type"] != "missing" else ""
+        raise ValueError(f"{source}: {name}{given[:80]}: {first['msg'].lower()}") from None
+
+
+def check_free(folder: Path, config: Config) -> None:
+    """Sees to it that a run does not replace another one's results.
+
+    Raises:
+        UserError: the folder holds the results of another configuration, finished or under way,
+            or a `result.json` of something else.
+    """
+    try:
+        there = read(folder)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder / FILE} is not a result of pqd and would be replaced; choose another folder "
+            f"or remove it ({error})"
+        ) from None
+    if there.status in ("completed", "running") and there.config_hash != run_hash(config):
+        raise UserError(
+            f"{folder} holds another configuration's results ({there.name}, {there.status}), which "
+            "would be lost; choose another folder or remove this one"
+        )
+
+
+@cache
+def _adapter(kind: type) -> Any:
+    from pydantic import TypeAdapter  # 0.1 s, for those who read
+
+    return TypeAdapter(kind)
+
+
+def _of_schema_1(data: dict[str, Any]) -> dict[str, Any]:
+    """Brings what the first version wrote into today's form."""
+    config = data.get("config")
+    if isinstance(config, dict) and isinstance(config.get("train"), dict):
+        train = {k: v for k, v in config["train"].items() if k not in ("epochs", "lr")}
+        config = config | {"train": train}
+        for key in ("epochs", "lr"):
+            for stage, value in (data["config"]["train"].get(key) or {}).items():
+                config[stage] = (config.get(stage) or {}) | {key: value}
+        data = data | {"config": config, "order": (config.get("order") or {}).get("stages", [])}
+    return data | {"schema": SCHEMA}

@@ -1,0 +1,42 @@
+"""The whole configuration: the settings of `pqd.config` and those of every registered stage.
+
+The schema is registered at the root, not in a group: a schema registered in group `order` would
+be swept by `order=glob(*)`.
+"""
+
+from dataclasses import field, make_dataclass
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from pqd import options
+from pqd.config import Config
+from pqd.stages import STAGES, spelled
+
+
+def schema() -> type[Config]:
+    """Returns `Config` with one field for each registered stage, by its name."""
+    kinds = [(stage.name, stage.settings_class()) for stage in STAGES.values()]
+    added = [(name, kind, field(default_factory=kind)) for name, kind in kinds]
+    return make_dataclass("Config", added, bases=(Config,))
+
+
+def register() -> None:
+    """Registers the schema under the name `schema`, the first entry of `conf/config.yaml`."""
+    ConfigStore.instance().store(name="schema", node=schema())
+
+
+def parse(cfg: DictConfig) -> Config:
+    """Turns the composed configuration into checked dataclasses.
+
+    Raises:
+        UserError: a value is out of its range; the message names the key and the accepted values.
+    """
+    config = OmegaConf.to_object(cfg)
+    assert isinstance(config, Config)
+    config.train.compile = config.train.compile.lower()  # YAML's true arrives as "True"
+    order = spelled(config.order.name)
+    options.check(config)
+    for stage in order:
+        stage.check(config)
+    return config

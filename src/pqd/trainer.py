@@ -1,0 +1,166 @@
+"""Trains one stage after another: what is between the cache's entries of a run."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import fx, nn
+
+from pqd import data, devices, training
+from pqd.config import Config
+from pqd.constraints.mask import sparsity
+from pqd.constraints.placement import left_alone
+from pqd.errors import UserError, naming
+from pqd.export.deploy import deployed, round_biases
+from pqd.networks import Blueprint, load_network, save_network
+from pqd.progress import StageProgress
+from pqd.stages import Context, Stage
+
+MODULES = "modules.safetensors"  # a stage's own, beside the network
+
+log = logging.getLogger(__name__)
+
+
+class Trainer:
+    """What all stages of a run are trained with: images, device and the dense network's form."""
+
+    def __init__(self, config: Config) -> None:
+        """Loads the images.
+
+        Raises:
+            UserError: the device, the images or the precision are not to be had.
+        """
+        self.config = config
+        self.device = devices.resolve_device(config.train.device)
+        self.precision = devices.resolve_precision(config.train.precision, self.device)
+        self.dataset = data.load_dataset(config.dataset)
+        _, height, _, channels = self.dataset.train.images.shape
+        self.blueprint = Blueprint(config.backbone, len(self.dataset.classes), channels, height)
+        self.batches = data.TrainBatches(
+            self.dataset, config.dataset.augment, config.train.batch_size, self.device
+        )
+
+    def rehearse(self, order: Sequence[type[Stage]]) -> None:
+        """Finds out before any training whether the backbone bears the order and deployment.
+
+        Raises:
+            UserError: it does not, or something that a stage needs is not there.
+        """
+        model = self.blueprint.build()
+        for kind in order:
+            with naming(f"stage {kind.name}"):
+                self._stage(kind, None).attach(model)
+        deployed(model)
+        if left := left_alone(model):
+            log.warning(
+                "%s: neither pruned nor quantized, as only nn.Conv2d and nn.Linear are: %s",
+                self.config.backbone.name,
+                ", ".join(left),
+            )
+
+    def train(
+        self,
+        kind: type[Stage],
+        parent: Path | None,
+        folder: Path,
+        *,
+        baseline: Path | None,
+        checkpoint: Path,
+        on_epoch: Callable[[dict[str, float]], None],
+    ) -> dict[str, Any]:
+        """Trains a stage and saves the network.
+
+        Args:
+            kind: of the stage.
+            parent: the folder of the network to start from; None builds the dense one.
+            folder: receives the network and the stage's own modules.
+            baseline: the folder of the dense network, once there is one.
+            checkpoint: see `pqd.training.fit`.
+            on_epoch: called with the metrics of every epoch.
+
+        Returns:
+            The figures of a `pqd.result.StageResult`, but for its name and cache entry.
+
+        Raises:
+            UserError: training diverged, or the checkpoint cannot be written.
+        """
+        stage = self._stage(kind, baseline)
+        torch.manual_seed(stage.context.seed)
+        model = load_network(parent) if parent else self.blueprint.build()
+        stage.attach(model)
+        stage.start(model)
+        history = self._fit(stage, model, checkpoint, on_epoch) if stage.trains else []
+        tensors = model.state_dict().values()
+        if not all(t.isfinite().all() for t in tensors):  # the last step may have been too far
+            raise UserError(
+                f"the weights are not finite any more; a lower {kind.name}.lr usually helps"
+            )
+        last = history[-1] if history else {}
+        accuracy = last.get("validation_accuracy") or self.validation_accuracy(model)
+        round_biases(model.cpu())
+        save_network(model, self.blueprint, folder)
+        if own := stage.modules.state_dict():
+            save_file(own, folder / MODULES)
+        return {
+            "epochs": len(history),
+            # Of all epochs, also of those that an earlier process trained.
+            "seconds": round(sum(epoch["seconds"] for epoch in history), 2),
+            "loss": last.get("loss"),
+            "validation_accuracy": accuracy,
+            "sparsity": sparsity(model),
+            "history": history,
+        }
+
+    def validation_accuracy(self, model: nn.Module) -> float:
+        """Returns the accuracy of a network on the validation split, in %."""
+        model.to(self.device)
+        size, split = self.config.train.eval_batch_size, self.dataset.validation
+        return training.evaluate(model, data.eval_batches(split, self.dataset, size, self.device))
+
+    def _stage(self, kind: type[Stage], baseline: Path | None) -> Stage:
+        seed, epochs = stage_seed(self.config.seed, kind.name), self.config.epochs(kind.name)
+        torch.manual_seed(seed)  # of the weights of its own modules
+        parts = (self.config, self.dataset, self.batches, self.device, epochs, seed, baseline)
+        return kind(Context(*parts))
+
+    def _fit(
+        self,
+        stage: Stage,
+        model: fx.GraphModule,
+        checkpoint: Path,
+        on_epoch: Callable[[dict[str, float]], None],
+    ) -> list[dict[str, float]]:
+        epochs = stage.context.epochs
+        with StageProgress(stage.name, epochs, stage.context.steps) as shown:
+
+            def before_step(step: int) -> None:
+                shown.step(step)
+                stage.before_step(model, step)
+
+            def after_epoch(metrics: dict[str, float]) -> None:
+                shown.epoch(metrics)
+                on_epoch(metrics)
+
+            return training.fit(
+                model,
+                self.batches,
+                stage.loss,
+                modules=stage.modules,
+                settings=self.config.train,
+                epochs=epochs,
+                lr=stage.options.lr,
+                seed=stage.context.seed,
+                validate=self.validation_accuracy,
+                before_step=before_step,
+                on_epoch=after_epoch,
+                checkpoint=checkpoint,
+            )
+
+
+def stage_seed(seed: int, name: str) -> int:
+    """Returns the seed of a stage of a run; the same wherever in the order the stage stands."""
+    return int(hashlib.sha256(f"{seed}/{name}".encode()).hexdigest()[:12], 16)
