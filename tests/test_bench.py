@@ -12,8 +12,8 @@ from pqd.constraints.mask import attach_masks, masks
 from pqd.constraints.network import Blueprint, save_network
 from pqd.data import load_dataset
 from pqd.errors import UserError
-from pqd.export.package import pack
 from pqd.measure import bench, conditions, predict, timings
+from pqd.package import pack
 from tiny_onnx import float_network, int8_network, write
 
 QUICK = RuntimeConfig(threads=[1], min_calls=4, min_seconds=0.0, blocks=2)

@@ -175,7 +175,7 @@ def test_configurations_are_accepted(name):
 
 
 def test_sizes_are_those_of_the_files(tmp_path):
-    from pqd.export.package import pack
+    from pqd.package import pack
 
     model, dense = int8_network(tmp_path / "m.onnx"), float_network(tmp_path / "d.onnx")
     package, checkpoint = tmp_path / "m.pqd", tmp_path / "w.safetensors"

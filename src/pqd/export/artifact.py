@@ -16,7 +16,7 @@ from pqd.constraints.mask import masks, sparsity
 from pqd.constraints.network import RECIPE, WEIGHTS, load_network
 from pqd.data import Dataset, eval_batches
 from pqd.export.onnx_file import write_onnx
-from pqd.export.package import pack
+from pqd.package import pack
 from pqd.record import now
 
 VERSION = 5  # raise it when a code change alters a file or a figure

@@ -92,7 +92,7 @@ def _onnx(path: Path) -> Iterator[Path]:
     if path.suffix == ".onnx":
         yield path
         return
-    from pqd.export.package import unpack
+    from pqd.package import unpack
 
     with tempfile.TemporaryDirectory() as folder:
         unpack(path, model := Path(folder, "model.onnx"))

@@ -41,7 +41,7 @@ def predict(model: Path, images: list[Path]) -> list[tuple[Path, str, float]]:
 
 def _read(model: Path) -> bytes:
     if model.suffix == ".pqd":
-        from pqd.export.package import unpack_bytes
+        from pqd.package import unpack_bytes
 
         return unpack_bytes(model)
     try:
