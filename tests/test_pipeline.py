@@ -60,7 +60,7 @@ def unmeasured(monkeypatch):
 
 
 def _touch(folder):
-    (folder / artifact.DENSE).write_text("")
+    (folder / artifact.DENSE_MODEL).write_text("")
     return {"dense_accuracy": 0.0, "accuracy": 0.0, "sparsity": 0.0}
 
 
