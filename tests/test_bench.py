@@ -8,7 +8,8 @@ from onnx import helper
 from PIL import Image
 
 from pqd.config import BackboneConfig, DatasetConfig, RuntimeConfig
-from pqd.constraints.mask import attach_masks, masks
+from pqd.constraints import attach
+from pqd.constraints.mask import Masks, masks
 from pqd.networks import Blueprint, save_network
 from pqd.data import load_dataset
 from pqd.errors import UserError
@@ -84,7 +85,7 @@ def test_torch_measures_the_dense_and_the_pruned_network(tmp_path):
     save_network(model, blueprint, tmp_path)
     runtime = RuntimeConfig(names=["torch"])
     assert list(bench._modules(tmp_path, runtime)) == ["dense"]
-    attach_masks([model.conv1])
+    attach(model, Masks(["conv1"]))
     masks(model)["conv1"].mask.zero_()
     save_network(model, blueprint, tmp_path)
     found = bench._modules(tmp_path, runtime)

@@ -11,8 +11,8 @@ from hydra import compose, initialize_config_dir
 from onnx import helper
 from torch import nn
 
-from pqd import measure, runtimes
-from pqd.config import RuntimeConfig, parse, register
+from pqd import measure, runtimes, schema
+from pqd.config import RuntimeConfig
 from pqd.errors import UserError
 from pqd.measure import cpu, files, graph, peak, protocol, quiet
 from pqd.runtimes import base, onnx_runtime, torch_compiled
@@ -166,11 +166,11 @@ def test_torch_runs_without_masks_and_restores_its_threads():
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch", "all"])
 def test_configurations_are_accepted(name):
-    register()
+    schema.register()
     folder = os.path.join(os.path.dirname(__file__), "..", "conf")
     with initialize_config_dir(os.path.abspath(folder), version_base="1.3"):
         config = compose("config", [f"runtime={name}"])
-    runtime = parse(config).runtime
+    runtime = schema.parse(config).runtime
     assert (runtime.threads, runtime.min_calls, runtime.min_seconds) == ([1, 0], 200, 3.0)
     assert set(runtime.names) <= set(runtimes.RUNTIMES)
     assert name in (*runtime.names, "all")

@@ -148,7 +148,9 @@ def make(subject: Subject, dense: Path, runtime: RuntimeConfig, folder: Path) ->
         "accuracy_by_runtime": accuracies,
         "sparsity": sparsity(network),
         "parameters": sum(p.numel() for p in network.parameters()),
-        "sizes": measure.sizes(folder / MODEL, folder / PACKAGE, dense / DENSE_MODEL, dense / WEIGHTS),
+        "sizes": measure.sizes(
+            folder / MODEL, folder / PACKAGE, dense / DENSE_MODEL, dense / WEIGHTS
+        ),
         "latency": latency,
         "dataset": subject.dataset.fingerprint,
         "measured": measure.provenance() | measured,

@@ -107,9 +107,9 @@ class _Run:
                 self.trainer.rehearse(self.order)
             return self.trainer.train(
                 kind,
-                parent and parent.folder,
+                parent.folder if parent else None,
                 folder,
-                baseline=parent and self.cache.folder / self.keys[BASELINE],
+                baseline=self.cache.folder / self.keys[BASELINE] if parent else None,
                 checkpoint=self.cache.checkpoint(key),
                 on_epoch=lambda metrics: self.tracker.epoch(kind.name, metrics),
             )

@@ -10,14 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pqd.config import AugmentConfig, DatasetConfig, RuntimeConfig, check_runtime
+from pqd import options
+from pqd.config import AugmentConfig, DatasetConfig, RuntimeConfig
 from pqd.errors import UserError
 from pqd.files import read_json, write_json
 from pqd.measure.accuracy import predictions, top1
 from pqd.measure.conditions import provenance
 from pqd.measure.graph import input_shape, is_quantized
 from pqd.measure.timings import latency
-from pqd.record import FILE, SCHEMA, now
+from pqd.result import FILE, SCHEMA, now
 from pqd.runtimes import available, get
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def bench(paths: list[Path], runtime: RuntimeConfig) -> list[Path]:
     Raises:
         UserError: a path is neither of these; found out before anything is measured.
     """
-    check_runtime(runtime)
+    options.check(runtime, "runtime.")
     for path in paths:
         _check(path)
     # Two machines may write into one folder that they share.
@@ -51,7 +52,7 @@ def bench(paths: list[Path], runtime: RuntimeConfig) -> list[Path]:
     for path in paths:
         name = f"bench-{host}.json" if path.is_dir() else f"{path.name}.bench-{host}.json"
         record = (path if path.is_dir() else path.parent) / name
-        conditions = provenance() | now()
+        conditions = provenance() | {"started": now()}
         found = _measure(path, runtime)
         if not found["latency"]:
             raise UserError(f"{path}: no runtime of {runtime.names} could be measured")
