@@ -22,10 +22,10 @@ from pqd.cache import Cache, Entry, file_digest, key_of
 from pqd.config import Config
 from pqd.constraints.mask import sparsity
 from pqd.constraints.network import WEIGHTS, Blueprint, load_network, load_weights, save_network
-from pqd.constraints.placement import left_alone
 from pqd.errors import UserError
 from pqd.export import artifact
 from pqd.export.deploy import deployed, round_biases
+from pqd.graph.view import unsupported_layers
 from pqd.measure import has_vnni, provenance
 from pqd.progress import StageProgress, make_console, stage_table
 from pqd.record import FILE, check_free, new_record, read_json, write_json
@@ -277,7 +277,7 @@ class _Run:
                 with _named(name):
                     self._build(name, 0).attach(model)
         deployed(model)
-        if left := left_alone(model):
+        if left := unsupported_layers(model):
             log.warning(
                 "%s: neither pruned nor quantized, as only nn.Conv2d and nn.Linear are: %s",
                 self.config.backbone.name,
