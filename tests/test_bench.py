@@ -10,10 +10,10 @@ from PIL import Image
 from pqd.config import BackboneConfig, DatasetConfig, RuntimeConfig
 from pqd.constraints import attach
 from pqd.constraints.mask import Masks, masks
-from pqd.networks import Blueprint, save_network
 from pqd.data import load_dataset
 from pqd.errors import UserError
 from pqd.measure import bench, predict, timings
+from pqd.networks import Blueprint, save_network
 from pqd.package import pack
 from tiny_onnx import float_network, int8_network, write
 

@@ -13,8 +13,9 @@ from pqd.constraints.fake_quant import (
     activation_fake_quants,
 )
 from pqd.constraints.mask import Mask, attach_masks, masks, set_masks, sparsity
-from pqd.constraints.placement import insert_fake_quants, left_alone, read_instead
+from pqd.constraints.placement import insert_fake_quants
 from pqd.errors import UserError
+from pqd.graph.view import read_instead, unsupported_layers
 from pqd.stages.quantize import calibrate
 
 
@@ -215,8 +216,11 @@ class TestPlacement:
                 x = super().forward(x)
                 return self.bilinear(x, torch.nn.functional.linear(x, self.fc.weight[:, :4]))
 
-        assert left_alone(traced(Residual)) == []
-        assert left_alone(traced(Functional)) == ["linear (functional)", "bilinear (Bilinear)"]
+        assert unsupported_layers(traced(Residual)) == []
+        assert unsupported_layers(traced(Functional)) == [
+            "linear (functional)",
+            "bilinear (Bilinear)",
+        ]
 
     def test_padding_that_is_not_deployed_is_refused(self):
         model = traced(Residual)

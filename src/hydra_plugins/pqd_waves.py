@@ -13,10 +13,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString
 from hydra.core.utils import JobReturn
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from pqd.record import FILE, check_free
 
 from pqd import config, sweep
 from pqd.errors import UserError, choices
-from pqd.record import FILE, check_free
 from pqd.waves import entries, waves
 
 log = logging.getLogger(__name__)
