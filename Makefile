@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check install install-dev
+.PHONY: demo test check lint install install-dev
 
 demo: install
 	$(BIN)/python train.py -m experiment=demo 'order=glob(*)'
@@ -11,11 +11,12 @@ demo: install
 test: install-dev
 	$(BIN)/python -m pytest -n 2
 
-check: install-dev
-	$(BIN)/ruff check .
+check: lint test
+
+lint: install-dev
 	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2
 
 install: $(VENV)/installed
 install-dev: $(VENV)/installed-dev

@@ -23,8 +23,9 @@ import zstandard
 from onnx import helper, numpy_helper
 
 from pqd.errors import UserError
-from pqd.export.package import HEADER, START, pack, unpack_bytes
-from pqd.export.package_cuts import CODES, RECORD
+from pqd.package import pack, unpack_bytes
+from pqd.package.cuts import CODES, RECORD
+from pqd.package.format import HEADER, START
 
 MEMORY = 200_000_000  # bytes beyond what is in use before the first mutant
 HANG = 60  # seconds

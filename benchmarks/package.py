@@ -69,7 +69,8 @@ def measure(model: Path, folder: Path) -> tuple[int, int, int, float, float, int
         Floor, codes and package in bytes, seconds to pack and to unpack, peak memory in bytes
         beyond that of the imported libraries and of the model itself.
     """
-    from pqd.export.package import HEADER, floor_bytes, pack, unpack
+    from pqd.package import floor_bytes, pack, unpack
+    from pqd.package.format import HEADER
 
     before = peak_memory()
     package, restored = folder / "model.pqd", folder / "restored.onnx"

@@ -33,11 +33,11 @@ from pqd import backbones
 from pqd.config import BackboneConfig, RuntimeConfig
 from pqd.constraints.placement import insert_fake_quants
 from pqd.export.onnx_file import write_onnx
-from pqd.measure import float_compute_nodes, provenance
+from pqd.measure import provenance
 from pqd.measure.cpu import has_vnni, pinned, thread_counts
-from pqd.measure.protocol import Blocks, interleave, speedup, summarise
-from pqd.measure.runtimes import Array, torch_threads
+from pqd.measure.protocol import Blocks, interleave, speedup, summarize
 from pqd.measure.timings import opener
+from pqd.runtimes import RUNTIMES, Array, get
 from pqd.stages.quantize import calibrate
 
 BACKBONES = ("resnet18", "resnet18_imagenet_stem", "vgg16_bn", "wrn28_10")
@@ -207,8 +207,8 @@ def contestants(
 
 def bind(contestant: Contestant, threads: int, images: Array) -> Callable[[], Callable[[], object]]:
     """Returns what opens a session; torch's quantized networks are used as they are."""
-    if not (contestant.int8 and contestant.runtime.startswith("torch")):
-        return opener(contestant.runtime, contestant.source, threads, images)
+    if not (contestant.int8 and get(contestant.runtime).runs == "network"):
+        return opener(get(contestant.runtime), contestant.source, threads, images)
     compiled = contestant.runtime == "torch_compiled"
     model = torch.compile(contestant.source) if compiled else contestant.source
     tensor = torch.from_numpy(images)
@@ -224,12 +224,12 @@ def compare(
     """Measures all contestants interleaved.
 
     Returns:
-        Rows with the figures of `pqd.measure.protocol.summarise`; `speedup` is against FP32 in the
+        Rows with the figures of `pqd.measure.protocol.summarize`; `speedup` is against FP32 in the
         same runtime, `over_best_peer` and its interval are the latency relative to the fastest INT8
         contestant that is not ours.
     """
     images = np.random.default_rng(0).standard_normal((1, *SHAPE), dtype=np.float32)
-    with pinned(threads), torch_threads(threads):
+    with pinned(threads), get("torch").threads(threads):
         openers = {}
         for name, contestant in made.items():
             try:
@@ -239,7 +239,7 @@ def compare(
                 print(f"{name} left out: {type(error).__name__}: {str(error).splitlines()[0]}")
                 openers.pop(name, None)
         times = interleave(openers, settings)
-    figures = summarise(times, settings, base="")
+    figures = summarize(times, settings, base="")
     peers = [name for name in times if made[name].int8 and name not in OURS]
     best = min(peers, key=lambda name: figures[name]["p50_ms"], default=None)
     rows = []
@@ -250,7 +250,9 @@ def compare(
         over, interval = ratio(times, name, best, settings.seed)
         row |= {"over_best_peer": over, "over_best_peer_interval": interval, "best_peer": best}
         if isinstance(made[name].source, Path) and made[name].source.suffix == ".onnx":
-            row["float_compute_nodes"] = float_compute_nodes(made[name].source, made[name].runtime)
+            row["float_compute_nodes"] = get(made[name].runtime).float_compute_nodes(
+                made[name].source
+            )
         rows.append(row)
     return rows
 
@@ -292,7 +294,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", nargs="+", default=BACKBONES, choices=BACKBONES)
     names = [maker.__name__ for maker in MAKERS]
-    runtimes = ["onnxruntime", "openvino", "torch", "torch_compiled"]
+    runtimes = list(RUNTIMES)
     parser.add_argument("--makers", nargs="+", default=names, choices=names, metavar="MAKER")
     parser.add_argument("--runtimes", nargs="+", default=runtimes, choices=runtimes, metavar="NAME")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 0], help="0 is all cores")

@@ -28,7 +28,6 @@ from training_steps import LR, VARIANTS, Bench, Step
 from pqd import data
 from pqd.config import AugmentConfig, DatasetConfig
 from pqd.measure import machine
-from pqd.stages import Stage
 from pqd.training import Batches, evaluate, fit
 
 T = TypeVar("T")
@@ -99,7 +98,7 @@ def whole_fit(bench: Bench, args: argparse.Namespace) -> None:
     fit(
         bench.build(),
         batches,
-        Stage(0.0).loss,
+        bench.plain,
         settings=bench.settings,
         epochs=args.rounds + 1,
         lr=LR,
@@ -120,7 +119,7 @@ def whole_fit(bench: Bench, args: argparse.Namespace) -> None:
 
 def memory(bench: Bench, args: argparse.Namespace) -> None:
     model = bench.build()
-    bench.step(copy.deepcopy(model), Stage(0.0).loss)()  # the framework's own share
+    bench.step(copy.deepcopy(model), bench.plain)()  # the framework's own share
     before = _peak()
     config = DatasetConfig(name="cifar10", root=args.data)
     dataset = data.load_dataset(config)
@@ -134,7 +133,7 @@ def memory(bench: Bench, args: argparse.Namespace) -> None:
     fit(
         model,
         FirstSteps(batches, args.steps),
-        Stage(0.0).loss,
+        bench.plain,
         settings=bench.settings,
         epochs=2,
         lr=LR,

@@ -11,12 +11,16 @@ from torch.nn import functional as F
 
 from pqd import backbones, data
 from pqd.backbones.build import BUILDERS
-from pqd.config import BackboneConfig, DistillConfig, PruneConfig, TrainConfig
-from pqd.constraints.mask import attach_masks, set_masks
-from pqd.constraints.placement import insert_fake_quants
+from pqd.config import BackboneConfig, TrainConfig
+from pqd.constraints import attach
+from pqd.constraints.mask import Masks, set_masks
+from pqd.constraints.quantization import FakeQuantization
 from pqd.devices import resolve_device, resolve_precision
-from pqd.stages import Distill, Stage, frozen
-from pqd.stages.prune import prunable_layers
+from pqd.schema import schema
+from pqd.stages import Context
+from pqd.stages.baseline import Baseline
+from pqd.stages.distill import Distill, frozen
+from pqd.stages.prune import PruneSettings, prunable_layers
 from pqd.stages.quantize import calibrate
 from pqd.training import LossFn, make_optimizer, make_train_step
 
@@ -57,15 +61,26 @@ class Bench:
         """A training step of one of ours, as `fit` runs it."""
         model = self.build()
         if name in ("masked", "all"):
-            attach_masks(prunable_layers(model, PruneConfig()))
+            attach(model, Masks(prunable_layers(model, PruneSettings())))
             set_masks(model, 0.8, "global")
         if name in ("qat", "all"):
-            insert_fake_quants(model, 127)
+            attach(model, FakeQuantization(127))
             calibrate(model, [self.images])
-        stage = Stage(0.0)
-        if name in ("kd", "all"):
-            stage = Distill(DistillConfig(), 0.0, frozen(self.build()))
+        if name not in ("kd", "all"):
+            return self.step(model.train(), self.plain)
+        stage = Distill(self.context)
+        stage.teacher = frozen(self.build())
         return self.step(model.train(), stage.loss)
+
+    @property
+    def context(self) -> Context:
+        """What a stage needs of a run whose steps are made here."""
+        return Context(schema()(), None, None, self.device, 1, 0, None)  # type: ignore[arg-type]
+
+    @property
+    def plain(self) -> LossFn:
+        """The loss of training without a teacher."""
+        return Baseline(self.context).loss
 
     def step(self, model: nn.Module, loss: LossFn) -> Step:
         """A training step of `model` as in `fit`: its forward and backward pass, its optimizer."""
@@ -117,7 +132,7 @@ class Bench:
         quantized = prepare_qat_pt2e(exported, quantizer)
         allow_exported_model_train_eval(quantized)
         quantized.to(self.device).train()
-        return self.step(quantized, Stage(0.0).loss)
+        return self.step(quantized, self.plain)
 
     def nncf(self) -> Step:
         """QAT by NNCF: quantized after training, then trained on."""
@@ -128,7 +143,7 @@ class Bench:
         model = BUILDERS[self.backbone](10, 3, 32)  # untraced; it traces in its own way
         model = model.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         quantized = nncf.quantize(model, nncf.Dataset([self.images]), subset_size=1)
-        return self.step(quantized.train(), Stage(0.0).loss)
+        return self.step(quantized.train(), self.plain)
 
     def seconds(self, step: Step, steps: int) -> float:
         """Seconds per step."""

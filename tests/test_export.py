@@ -16,8 +16,7 @@ from pqd.constraints.mask import attach_masks, masks, set_masks
 from pqd.constraints.placement import insert_fake_quants
 from pqd.export.deploy import IntegerLayer, deployed, round_biases
 from pqd.export.onnx_file import write_onnx
-from pqd.measure.graph import float_compute_nodes
-from pqd.measure.runtimes import open_session
+from pqd.runtimes import get
 from pqd.stages.quantize import calibrate
 
 FLOAT = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "Add"}
@@ -154,7 +153,7 @@ class TestOnnx:
         model, folder = case
         kinds = Counter(n.op_type for n in onnx.load(folder / "optimized.onnx").graph.node)
         assert not FLOAT & set(kinds)
-        assert float_compute_nodes(folder / "model.onnx", "onnxruntime") == sum(
+        assert get("onnxruntime").float_compute_nodes(folder / "model.onnx") == sum(
             kinds[kind] for kind in ("BatchNormalization", "ReduceMean")
         )
         layers = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
@@ -224,7 +223,7 @@ class TestAnotherRuntime:
     def test_openvino_rounds_before_it_adds(self, path):
         pytest.importorskip("openvino")
         x = images(500, seed=9).numpy()
-        ours, theirs = (open_session(r, path, 1)(x) for r in ("onnxruntime", "openvino"))
+        ours, theirs = (get(r).open(path, 1)(x) for r in ("onnxruntime", "openvino"))
         # PreActivation without the second quantizer 24 %, with a shared zero point 33 %.
         assert (np.abs(ours - theirs).max(axis=1) < 1e-5).mean() >= 0.995
 

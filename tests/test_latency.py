@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 from torch import nn
 
-from pqd import measure
+from pqd import measure, runtimes
 from pqd.config import RuntimeConfig
-from pqd.measure import cpu, runtimes, timings
+from pqd.measure import cpu, timings
 from pqd.measure.protocol import (
     interleave,
     median,
     relative_width,
     speedup,
-    summarise,
+    summarize,
 )
 from tiny_onnx import float_network, int8_network
 
@@ -102,7 +102,7 @@ def test_warm_up_ends_although_a_session_never_settles():
 
 def test_constant_times_have_exact_figures():
     blocks = {"dense": [np.full(5, 6.0)] * 6, "int8": [np.full(9, 2.0)] * 6}
-    rows = summarise(blocks, RuntimeConfig())
+    rows = summarize(blocks, RuntimeConfig())
     assert rows["int8"] == {
         "p50_ms": 2.0,
         "p90_ms": 2.0,
@@ -115,12 +115,12 @@ def test_constant_times_have_exact_figures():
         "slower_than_dense": False,
     }
     assert rows["dense"]["speedup"] == 1.0
-    assert summarise({"int8": blocks["int8"]}, RuntimeConfig())["int8"]["speedup"] is None
+    assert summarize({"int8": blocks["int8"]}, RuntimeConfig())["int8"]["speedup"] is None
 
 
 def test_percentiles_are_of_all_calls_and_the_median_is_of_blocks():
     blocks = [np.arange(1.0, 51.0), np.arange(51.0, 102.0)]
-    row = summarise({"dense": blocks}, RuntimeConfig())["dense"]
+    row = summarize({"dense": blocks}, RuntimeConfig())["dense"]
     assert (row["p90_ms"], row["p99_ms"]) == (91.0, 100.0)
     assert row["p50_ms"] == (25.5 + 76.0) / 2
     # A fast block holds more calls and counts no more for it.
@@ -151,7 +151,7 @@ def test_noise_and_slowness_are_flagged():
     unsure = [np.full(3, 7.0 + 7.0 * (i % 2)) for i in range(10)]
     slower = [np.full(3, 11.0) for _ in range(10)]
     equal = [np.full(3, 10.0 + 0.01 * (i % 2)) for i in range(10)]
-    rows = summarise(
+    rows = summarize(
         {"dense": base, "unsure": unsure, "slower": slower, "equal": equal}, RuntimeConfig()
     )
     assert rows["unsure"]["noisy"]
@@ -164,7 +164,7 @@ def test_noise_and_slowness_are_flagged():
 
 
 def test_few_blocks_give_no_interval_to_trust():
-    rows = [summarise({"dense": [np.full(9, 2.0)] * n}, RuntimeConfig())["dense"] for n in (5, 6)]
+    rows = [summarize({"dense": [np.full(9, 2.0)] * n}, RuntimeConfig())["dense"] for n in (5, 6)]
     assert [row["noisy"] for row in rows] == [True, False]
 
 
@@ -207,7 +207,48 @@ def test_latency_has_a_row_for_every_model_and_setting(tmp_path, monkeypatch):
             assert row["int8_peak_share"] == pytest.approx(gops / 100.0)
         else:
             assert row["int8_peak_share"] is None
+    assert rows.int8_peak_gops == 100.0
     json.dumps(rows)
+
+
+class Toy(runtimes.Runtime):
+    """A runtime of a test's own: multiplies images by a number and is timed like any other."""
+
+    name, title, package = "toy", "Toy Runtime", "numpy"
+    error = None
+
+    def __init__(self):
+        self.opened = []
+
+    def open(self, model, threads):
+        if self.error:
+            raise self.error
+        self.opened.append((model.name, threads))
+        return self
+
+    def bind(self, images):
+        return lambda: self(images)
+
+    def __call__(self, images):
+        return images.reshape(len(images), -1)[:, :2] * 3
+
+    def float_compute_nodes(self, model):
+        return 7
+
+
+def test_a_runtime_is_registered_from_outside(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtimes.base, "RUNTIMES", registry := dict(runtimes.RUNTIMES))
+    runtimes.register(toy := Toy())
+    assert registry["toy"] is runtimes.get("toy") is toy
+    models = {"dense": float_network(tmp_path / "a.onnx"), "fp32": tmp_path / "a.onnx"}
+    settings = RuntimeConfig(["toy"], [1], min_calls=6, min_seconds=0, blocks=3)
+    rows = measure.latency(models, settings, (1, 4, 4))
+    assert [(r["runtime"], r["model"]) for r in rows] == [("toy", "dense"), ("toy", "fp32")]
+    assert {(r["version"], r["float_compute_nodes"]) for r in rows} == {(np.__version__, 7)}
+    assert toy.opened == [("a.onnx", 1)] * 6  # anew in every block
+    assert rows.int8_peak_gops is None
+    images = np.array([[2, 1], [0, 1]], np.float32).reshape(2, 1, 1, 2)
+    assert measure.predictions(models["dense"], [images], "toy").tolist() == [0, 1]
 
 
 def test_torch_without_networks_is_left_out(tmp_path, caplog):
@@ -218,16 +259,14 @@ def test_torch_without_networks_is_left_out(tmp_path, caplog):
 
 
 def test_a_runtime_that_fails_is_left_out(tmp_path, monkeypatch, caplog):
-    def fails(model, threads):
-        raise RuntimeError("no such instruction")
-
-    monkeypatch.setattr(timings, "available", list)
-    monkeypatch.setitem(runtimes.RUNTIMES, "openvino", fails)
+    toy = Toy()
+    toy.error = RuntimeError("no such instruction")
+    monkeypatch.setitem(runtimes.RUNTIMES, "toy", toy)
     models = {"dense": float_network(tmp_path / "a.onnx")}
-    settings = RuntimeConfig(["openvino", "onnxruntime"], [1], min_calls=2, min_seconds=0, blocks=1)
+    settings = RuntimeConfig(["toy", "onnxruntime"], [1], min_calls=2, min_seconds=0, blocks=1)
     rows = measure.latency(models, settings, (1, 4, 4))
     assert [row["runtime"] for row in rows] == ["onnxruntime"]
-    assert "runtime openvino failed and is left out" in caplog.text
+    assert "runtime toy failed and is left out" in caplog.text
     assert "no such instruction" in caplog.text
 
 

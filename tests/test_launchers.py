@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from pqd.record import new_record
 
 import kill
 import pqd.sweep
@@ -25,7 +26,6 @@ import small_sweeps as sweeps
 from pqd import config
 from pqd.config import STAGES
 from pqd.errors import UserError
-from pqd.record import new_record
 from pqd.waves import entries, waves
 
 SIX = ["".join(order) for order in itertools.permutations("pqd")]

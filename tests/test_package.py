@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from pqd.errors import UserError
-from pqd.export import _codec_context, _codec_tables, package_cuts
-from pqd.export.package import HEADER, START, floor_bytes, pack, unpack, unpack_bytes
-from pqd.export.package_cuts import CODES, PRODUCT, RECORD
+from pqd.package import context, cuts, floor_bytes, pack, tables, unpack, unpack_bytes
+from pqd.package.cuts import CODES, PRODUCT, RECORD
+from pqd.package.format import HEADER, START
 
 ROOT = Path(__file__).parents[1]
 
@@ -130,7 +130,7 @@ def test_restores_tensors_cut_into_blocks(tmp_path, monkeypatch):
         laplace((50, 6, 3, 3), 0.5), laplace((100, 90), 0.5), laplace((9, 500), 0)
     )
     for name, value in {"BLOCK_CODES": 1000, "BLOCKS": 7, "SIDE": 300}.items():
-        monkeypatch.setattr(package_cuts, name, value)
+        monkeypatch.setattr(cuts, name, value)
     assert restored(tmp_path, content)
     assert HEADER.unpack_from((tmp_path / "m.pqd").read_bytes())[2] == 7
 
@@ -299,17 +299,17 @@ def test_unusable_files_are_named(tmp_path, packed):
     other.write_bytes(model.SerializeToString())
     with pytest.raises(UserError, match="external files"):
         pack(other, tmp_path / "other.pqd")
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not [path for path in tmp_path.iterdir() if path.suffix in (".tmp", ".part")]
 
 
 def test_tables_are_the_same_on_every_machine():
     """No entry is so near a rounding tie that another machine's logarithm could turn it."""
     share = np.arange(1, 4096)
     for exact in (
-        16 * np.log2(np.arange(1, len(_codec_context.LOG2))),
+        16 * np.log2(np.arange(1, len(context.LOG2))),
         16 * np.log2(share / (4096 - share)),
-        _codec_tables.ZERO_PRIOR,
-        _codec_tables.VALUE_PRIOR,
+        tables.ZERO_PRIOR,
+        tables.VALUE_PRIOR,
     ):
         assert np.abs(exact % 1 - 0.5).min() > 1e-6
 

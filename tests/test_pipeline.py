@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,31 +12,25 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
+import configs
+from configs import settings
 from nets import Residual
-from pqd import pipeline
+from pqd import artifact, pipeline, trainer
 from pqd.backbones.build import BUILDERS
 from pqd.cache import file_digest
 from pqd.config import (
     AugmentConfig,
     BackboneConfig,
     CacheConfig,
-    Config,
     DatasetConfig,
-    DistillConfig,
-    LoggerConfig,
-    OrderConfig,
-    PruneConfig,
-    QuantizeConfig,
     RuntimeConfig,
-    StageEpochs,
-    StageNumbers,
     TrainConfig,
 )
 from pqd.constraints.fake_quant import activation_fake_quants
 from pqd.constraints.mask import masks, sparsity
-from pqd.networks import load_network
 from pqd.errors import UserError
-from pqd.export import artifact
+from pqd.networks import load_network
+from pqd.stages import STAGES
 
 NAMES = {"p": "prune", "q": "quantize", "d": "distill"}
 SIX = ["".join(order) for order in itertools.permutations("pqd")]
@@ -62,34 +56,44 @@ def unmeasured(monkeypatch):
     """Leaves export and measurement out."""
     monkeypatch.setattr(artifact, "make_dense", lambda subject, folder: _touch(folder))
     monkeypatch.setattr(artifact, "make", lambda subject, dense, runtime, folder: _touch(folder))
-    monkeypatch.setattr(pipeline, "stage_table", lambda record: record["name"])
+    monkeypatch.setattr(pipeline, "stage_table", lambda found: found.name)
 
 
 def _touch(folder):
-    (folder / artifact.DENSE).write_text("")
-    return {}
+    (folder / artifact.DENSE_MODEL).write_text("")
+    return {"dense_accuracy": 0.0, "accuracy": 0.0, "sparsity": 0.0}
+
+
+EPOCHS = {"baseline": 2, "prune": 2, "quantize": 2, "distill": 2}
+LR = {"baseline": 0.1, "prune": 0.05, "quantize": 0.02, "distill": 0.05}
+OPTIONS = {
+    "prune": {"sparsity": 0.75},
+    "quantize": {"weight_bits": 7, "calibration_batches": 1},
+}
+
+
+def of(stage, **options):
+    """Changes of one stage's settings."""
+    given = {"epochs": EPOCHS[stage], "lr": LR[stage]} | OPTIONS.get(stage, {}) | options
+    return {stage: settings(stage, **given)}
 
 
 def config(tmp_path, order, **changes):
-    stages = [NAMES[letter] for letter in order]
     given = {
-        "order": OrderConfig(order or "none", stages),
         "backbone": BackboneConfig("tiny", "tiny"),
         "dataset": DatasetConfig("digits", "", train_limit=128),
-        "prune": PruneConfig(sparsity=0.75),
-        "quantize": QuantizeConfig(weight_bits=7, calibration_batches=1),
-        "train": TrainConfig(
-            StageEpochs(2, 2, 2, 2), StageNumbers(0.1, 0.05, 0.02, 0.05), batch_size=32
-        ),
+        "train": TrainConfig(batch_size=32),
         "runtime": RuntimeConfig(threads=[1], min_calls=2, min_seconds=0.0, blocks=2),
-        "logger": LoggerConfig("none"),
         "cache": CacheConfig(True, str(tmp_path / "cache")),
     }
-    return Config(**given | changes)
+    for stage in EPOCHS:
+        given |= of(stage)
+    return configs.config(order or "none", **given | changes)
 
 
 def run(tmp_path, order, name="run", **changes):
-    return pipeline.run(config(tmp_path, order, **changes), tmp_path / name)
+    """The result of a run, as it is in result.json."""
+    return asdict(pipeline.run(config(tmp_path, order, **changes), tmp_path / name))
 
 
 def networks(tmp_path, record):
@@ -135,7 +139,7 @@ class TestOrders:
 
     def test_a_rerun_trains_nothing(self, tmp_path, monkeypatch):
         run(tmp_path, "qd")
-        monkeypatch.setattr(pipeline.training, "fit", None)
+        monkeypatch.setattr(trainer.training, "fit", None)
         again = run(tmp_path, "qd", "again")
         assert [s["cached"] for s in again["stages"]] == [True] * 3
 
@@ -143,8 +147,8 @@ class TestOrders:
         ("changes", "retrained"),
         [
             ({"seed": 1}, ["baseline", "prune", "quantize"]),
-            ({"prune": PruneConfig(sparsity=0.5)}, ["prune", "quantize"]),
-            ({"quantize": QuantizeConfig(calibration_batches=1)}, ["quantize"]),
+            (of("prune", sparsity=0.5), ["prune", "quantize"]),
+            (of("quantize", weight_bits=8), ["quantize"]),
             ({"runtime": RuntimeConfig()}, []),
         ],
         ids=["seed", "prune", "quantize", "runtime"],
@@ -160,8 +164,7 @@ class TestOrders:
         train = replace(base.train, precision="fp32")  # as the logits are asked for
         losses = []
         for known in (False, True):
-            distill = DistillConfig(cache_logits=known)
-            changes = {"dataset": still, "distill": distill, "train": train}
+            changes = {"dataset": still, "train": train} | of("distill", cache_logits=known)
             record = run(tmp_path, "d", f"known{known}", **changes)
             assert not record["stages"][-1]["cached"]
             losses.append([epoch["kd_loss"] for epoch in record["stages"][-1]["history"]])
@@ -169,7 +172,7 @@ class TestOrders:
 
     def test_a_new_version_of_a_stage_retrains_it(self, tmp_path, monkeypatch):
         run(tmp_path, "pq")
-        monkeypatch.setattr(pipeline.Quantize, "version", 99)
+        monkeypatch.setattr(STAGES["quantize"], "version", 99)
         again = run(tmp_path, "pq", "again")
         assert [s["cached"] for s in again["stages"]] == [True, True, False]
 
@@ -180,7 +183,7 @@ class TestResume:
     def test_an_interrupted_run_goes_on_bit_for_bit(self, tmp_path, order, monkeypatch):
         whole = run(tmp_path, order, cache=CacheConfig(True, str(tmp_path / "whole")))
         epochs = 0
-        show = pipeline.StageProgress.epoch
+        show = trainer.StageProgress.epoch
 
         def stop_sometimes(self, metrics):
             nonlocal epochs
@@ -189,7 +192,7 @@ class TestResume:
             if epochs % 2:  # after the first epoch of every stage, and of every stage's second try
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(pipeline.StageProgress, "epoch", stop_sometimes)
+        monkeypatch.setattr(trainer.StageProgress, "epoch", stop_sometimes)
         statuses = []
         while "completed" not in statuses:
             try:
@@ -279,7 +282,7 @@ class TestFolder:
         def look(self, *_):
             there.append(json.loads((tmp_path / "run/result.json").read_text()))
 
-        monkeypatch.setattr(pipeline.StageProgress, "epoch", look)
+        monkeypatch.setattr(trainer.StageProgress, "epoch", look)
         record = run(tmp_path, "")
         assert [(r["status"], r["reason"], r["stages"]) for r in there] == [
             ("running", None, [])
@@ -294,7 +297,7 @@ class TestFolder:
         path.write_text(json.dumps(record | {"status": status}))
         before = path.read_bytes()
         with pytest.raises(UserError) as caught:
-            run(tmp_path, "p", prune=PruneConfig(sparsity=0.5))
+            run(tmp_path, "p", **of("prune", sparsity=0.5))
         assert str(caught.value) == (
             f"{tmp_path}/run holds another configuration's results (tiny_digits_p_s0.75_seed0, "
             f"{status}), which would be lost; choose another folder or remove this one"
@@ -317,10 +320,8 @@ class TestFolder:
 @pytest.mark.usefixtures("unmeasured")
 class TestMistakes:
     def test_a_diverging_stage_is_named_and_what_came_before_is_kept(self, tmp_path):
-        rates = StageNumbers(0.1, 1e30, 0.02, 0.05)
-        train = TrainConfig(StageEpochs(2, 2, 2, 2), rates, batch_size=32)
         with pytest.raises(UserError, match=r"^stage prune: the loss became nan in epoch 1 of 2"):
-            run(tmp_path, "p", train=train)
+            run(tmp_path, "p", **of("prune", lr=1e30))
         record = json.loads((tmp_path / "run/result.json").read_text())
         assert record["status"] == "failed"
         assert record["reason"].startswith("stage prune: the loss became")
@@ -328,30 +329,26 @@ class TestMistakes:
         assert record["final"] is None
 
     def test_a_wrong_teacher(self, tmp_path):
-        from pqd.config import DistillConfig
-
-        with pytest.raises(UserError, match=r"stage distill: teacher .*none.* cannot be read"):
-            run(tmp_path, "d", distill=DistillConfig(teacher=str(tmp_path / "none")))
+        with pytest.raises(UserError, match=r"distill.teacher=.*none cannot be read: No such"):
+            run(tmp_path, "d", **of("distill", teacher=str(tmp_path / "none")))
 
     def test_a_dense_checkpoint_of_ones_own(self, tmp_path):
         from safetensors.torch import save_file
-
-        from pqd.config import BaselineConfig
 
         path = tmp_path / "mine.safetensors"
         torch.manual_seed(3)
         mine = Tiny()
         save_file(mine.state_dict(), path)
-        record = run(tmp_path, "", baseline=BaselineConfig(str(path)))
+        record = run(tmp_path, "", **of("baseline", checkpoint=str(path)))
         (baseline,) = networks(tmp_path, record)
         assert record["stages"][0]["epochs"] == 0
         assert torch.equal(baseline.fc.weight, mine.fc.weight)
 
         save_file(Residual().state_dict(), path)
         with pytest.raises(UserError, match=r"stage baseline: checkpoint .* conv1.weight is"):
-            run(tmp_path, "", baseline=BaselineConfig(str(path)))
-        with pytest.raises(UserError, match=r"stage baseline: checkpoint .* cannot be read"):
-            run(tmp_path, "", baseline=BaselineConfig(str(tmp_path / "none")))
+            run(tmp_path, "", **of("baseline", checkpoint=str(path)))
+        with pytest.raises(UserError, match=r"baseline.checkpoint=.* cannot be read: No such"):
+            run(tmp_path, "", **of("baseline", checkpoint=str(tmp_path / "none")))
 
     def test_constraints_are_tried_before_anything_is_trained(self, tmp_path, monkeypatch):
         class Reflecting(Tiny):
@@ -361,7 +358,7 @@ class TestMistakes:
 
         monkeypatch.setitem(BUILDERS, "tiny", lambda *shape: Reflecting())
         run(tmp_path, "", "dense")  # so that the baseline is in the cache
-        monkeypatch.setattr(pipeline.training, "fit", None)
+        monkeypatch.setattr(trainer.training, "fit", None)
         with pytest.raises(UserError, match="stage quantize: backbone layer conv2 pads with"):
             run(tmp_path, "dq")
 

@@ -5,10 +5,11 @@ import warnings
 import pytest
 import torch
 
+from configs import stage
 from nets import Residual, images, traced
-from pqd.config import DistillConfig, PruneConfig, QuantizeConfig, TrainConfig
+from pqd.config import TrainConfig
 from pqd.data import Batch
-from pqd.stages import Distill, Prune, Quantize, frozen
+from pqd.stages.distill import frozen
 from pqd.training import fit
 from test_training import GOLDEN, machine, one_thread  # noqa: F401
 
@@ -29,11 +30,12 @@ class Batches:
 def losses(**options):
     """Trains a pruned and quantized network towards a teacher; returns the loss of each epoch."""
     model, batches = traced(Residual), Batches()
-    prune = Prune(PruneConfig(sparsity=0.5, schedule="oneshot"), 0.0, steps=12)
-    quantize = Quantize(QuantizeConfig(calibration_batches=2), 0.0, batches, epochs=3, seed=0)
-    for stage in (prune, quantize):
-        stage.attach(model)
-    distill = Distill(DistillConfig(), 0.0, frozen(traced(Residual, seed=1)))
+    prune = stage("prune", batches, epochs=3, sparsity=0.5, schedule="oneshot")
+    quantize = stage("quantize", batches, epochs=3, calibration_batches=2)
+    for constraining in (prune, quantize):
+        constraining.attach(model)
+    distill = stage("distill", batches, epochs=3)
+    distill.teacher = frozen(traced(Residual, seed=1))
 
     def before_step(step):
         prune.before_step(model, step)

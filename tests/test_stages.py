@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from configs import settings, stage
 from nets import Residual, images, traced
-from pqd.config import DistillConfig, PruneConfig, QuantizeConfig
+from pqd.config import TrainConfig
 from pqd.constraints.fake_quant import activation_fake_quants
 from pqd.constraints.mask import masks, sparsity
 from pqd.data import Batch
-from pqd.stages import Distill, Prune, Quantize, Stage
-from pqd.stages.distill import distillation_loss
+from pqd.stages.losses import LOSSES
 from pqd.stages.prune import prunable_layers, sparsity_schedule
 
 
@@ -31,20 +31,21 @@ class Batches:
 
 class TestSchedule:
     def test_cubic(self):
-        settings = PruneConfig(sparsity=0.8, ramp=0.5, updates=4)
-        schedule = sparsity_schedule(settings, 81)
+        given = settings("prune", sparsity=0.8, ramp=0.5, updates=4)
+        schedule = sparsity_schedule(given, 81)
         assert list(schedule) == [10, 20, 30, 40]
         expected = [0.8 * (1 - x**3) for x in (0.75, 0.5, 0.25, 0.0)]
         assert list(schedule.values()) == pytest.approx(expected)
         assert schedule[40] == 0.8
 
     def test_one_shot(self):
-        assert sparsity_schedule(PruneConfig(sparsity=0.7, schedule="oneshot"), 100) == {0: 0.7}
+        given = settings("prune", sparsity=0.7, schedule="oneshot")
+        assert sparsity_schedule(given, 100) == {0: 0.7}
 
     @pytest.mark.parametrize("steps", [1, 2, 3, 5])
     @pytest.mark.parametrize("ramp", [0.0, 0.5, 1.0])
     def test_a_short_stage_still_reaches_the_target(self, steps, ramp):
-        schedule = sparsity_schedule(PruneConfig(sparsity=0.9, ramp=ramp), steps)
+        schedule = sparsity_schedule(settings("prune", sparsity=0.9, ramp=ramp), steps)
         assert max(schedule) < steps
         assert schedule[max(schedule)] == 0.9
 
@@ -52,11 +53,11 @@ class TestSchedule:
 class TestPrune:
     def test_masks_follow_the_schedule_and_then_stay(self):
         model = traced(Residual)
-        stage = Prune(PruneConfig(sparsity=0.5, ramp=0.5, updates=2), 0.0, steps=9)
-        stage.attach(model)
+        prune = stage("prune", range(9), sparsity=0.5, ramp=0.5, updates=2)
+        prune.attach(model)
         reached = []
         for step in range(9):
-            stage.before_step(model, step)
+            prune.before_step(model, step)
             reached.append(sparsity(model))
         total = sum(m.mask.numel() for m in masks(model).values())
         half_way = round(0.4375 * total) / total
@@ -73,24 +74,21 @@ class TestPrune:
     )
     def test_first_and_last_can_be_left_out(self, first, last, expected):
         model = traced(Residual)
-        layers = prunable_layers(model, PruneConfig(skip_first=first, skip_last=last))
-        names = {id(module): name for name, module in model.named_modules()}
-        assert [names[id(layer)] for layer in layers] == expected
+        layers = prunable_layers(model, settings("prune", skip_first=first, skip_last=last))
+        assert layers == expected
 
 
 class TestQuantize:
     def test_calibrates_then_freezes(self):
         model = traced(Residual)
-        settings = QuantizeConfig(
-            calibration_batches=2, freeze_observers=0.5, freeze_batch_norm=0.75
-        )
-        stage = Quantize(settings, 0.0, Batches(), epochs=4, seed=0)
-        stage.attach(model)
+        given = {"calibration_batches": 2, "freeze_observers": 0.5, "freeze_batch_norm": 0.75}
+        quantize = stage("quantize", Batches(), epochs=4, **given)
+        quantize.attach(model)
         scales, frozen = [], []
         for step in range(12):
             if step % 3 == 0:
                 model.train()
-            stage.before_step(model, step)
+            quantize.before_step(model, step)
             quantizers = activation_fake_quants(model).values()
             assert not any(q.observing for q in quantizers)
             scales.append([q.scale.item() for q in quantizers])
@@ -105,33 +103,46 @@ class TestQuantize:
     def test_calibration_leaves_batch_norm_alone(self):
         model = traced(Residual)
         before = model.bn1.running_mean.clone()
-        stage = Quantize(QuantizeConfig(), 0.0, Batches(), epochs=1, seed=0)
-        stage.attach(model)
+        quantize = stage("quantize", Batches())
+        quantize.attach(model)
         model.train()
-        stage.before_step(model, 0)
+        quantize.before_step(model, 0)
         assert torch.equal(model.bn1.running_mean, before)
 
     @pytest.mark.parametrize(("bits", "largest"), [(8, 127), (7, 63), (6, 31), (2, 1)])
     def test_codes_of_fewer_bits(self, bits, largest):
         model = traced(Residual)
-        Quantize(QuantizeConfig(weight_bits=bits), 0.0, Batches(), 1, 0).attach(model)
+        stage("quantize", Batches(), weight_bits=bits).attach(model)
         for layer in (model.conv1, model.fc):
             codes = layer.parametrizations.weight[-1].codes(layer.parametrizations.weight.original)
             assert codes.abs().amax() == largest
 
 
+def distill(teacher, **options):
+    """The stage of distillation, towards a teacher or its known logits [N, K]."""
+    found = stage("distill", **options)
+    if isinstance(teacher, torch.Tensor):
+        found.known = teacher
+    else:
+        found.teacher = teacher
+    return found
+
+
 class TestDistill:
     def test_formula(self):
         logits, targets = torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[0.0, 3.0, 3.0]])
+        loss = LOSSES["hinton"](settings("distill", temperature=2.0))
         p, q = (targets / 2).softmax(1), (logits / 2).softmax(1)
         expected = 4 * (p * (p / q).log()).sum()
-        assert distillation_loss(logits, targets, 2.0).item() == pytest.approx(expected.item())
-        assert distillation_loss(targets, targets, 2.0).item() == 0.0
+        assert loss(logits, targets).item() == pytest.approx(expected.item())
+        assert loss(targets, targets).item() == 0.0
 
     def test_parts_add_up(self):
         model, teacher = traced(Residual), traced(Residual, seed=5).eval()
-        stage = Distill(DistillConfig(temperature=3.0, alpha=0.75), 0.1, teacher)
-        parts = stage.loss(model.eval(), batch())
+        train = TrainConfig(label_smoothing=0.1)
+        parts = distill(teacher, train=train, temperature=3.0, alpha=0.75).loss(
+            model.eval(), batch()
+        )
         logits = model(batch().images)
         task = nn.functional.cross_entropy(logits, batch().labels, label_smoothing=0.1)
         assert torch.equal(parts["task_loss"], task)
@@ -139,8 +150,7 @@ class TestDistill:
 
     def test_no_gradient_reaches_the_teacher(self):
         model, teacher = traced(Residual), traced(Residual, seed=5).eval()
-        stage = Distill(DistillConfig(), 0.0, teacher)
-        stage.loss(model, batch())["loss"].backward()
+        distill(teacher).loss(model, batch())["loss"].backward()
         assert all(p.grad is None for p in teacher.parameters())
         assert all(p.grad is not None for p in model.parameters())
 
@@ -148,14 +158,14 @@ class TestDistill:
         model, teacher = traced(Residual).eval(), traced(Residual, seed=5).eval()
         logits = torch.cat([torch.zeros(8, 4), teacher(batch().images).detach()])
         drawn = batch()._replace(rows=torch.arange(8, 16))
-        known = Distill(DistillConfig(), 0.0, logits).loss(model, drawn)
-        asked = Distill(DistillConfig(), 0.0, teacher).loss(model, drawn)
+        known = distill(logits).loss(model, drawn)
+        asked = distill(teacher).loss(model, drawn)
         assert all(torch.equal(known[name], asked[name]) for name in asked)
 
 
 def test_the_baseline_is_plain_cross_entropy():
     model = traced(Residual).eval()
-    parts = Stage(0.0).loss(model, batch())
+    parts = stage("baseline").loss(model, batch())
     assert parts.keys() == {"loss", "logits"}
     loss = nn.functional.cross_entropy(model(batch().images), batch().labels)
     assert torch.equal(parts["loss"], loss)

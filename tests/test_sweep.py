@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 from hydra.types import RunMode
+from pqd.record import new_record
 
 from pqd import progress, report, sweep
 from pqd.config import Config, LoggerConfig
-from pqd.record import new_record
 
 
 @pytest.fixture(autouse=True)

@@ -11,17 +11,19 @@ from torch import Tensor, fx
 
 from pqd import measure, training
 from pqd.config import RuntimeConfig
-from pqd.constraints.fake_quant import activation_fake_quants
-from pqd.constraints.mask import masks, sparsity
+from pqd.constraints import constraints
+from pqd.constraints.mask import sparsity
 from pqd.data import Dataset, eval_batches
 from pqd.export.onnx_file import write_onnx
-from pqd.export.package import pack
 from pqd.networks import RECIPE, WEIGHTS, load_network
-from pqd.result import now
+from pqd.package import pack
+from pqd.result import DENSE, FP32, INT8, PRUNED, now
+from pqd.runtimes import REFERENCE, available, get
 
 VERSION = 5  # raise it when a code change alters a file or a figure
 BATCH_SIZE = 250
-MODEL, PACKAGE, DENSE, PRUNED = "model.onnx", "model.pqd", "dense.onnx", "pruned.onnx"
+MODEL, PACKAGE = "model.onnx", "model.pqd"
+DENSE_MODEL, PRUNED_MODEL = "dense.onnx", "pruned.onnx"
 
 _CPU = torch.device("cpu")
 
@@ -42,7 +44,7 @@ class Subject:
             runtimes: what is measured in; the versions of others do not count.
         """
         machine = measure.machine()
-        used = {"torch", "onnx", "onnxruntime", *runtimes}
+        used = {"torch", "onnx", REFERENCE, *runtimes}
         versions = {name: v for name, v in machine["versions"].items() if name in used}
         return {
             "version": VERSION,
@@ -74,7 +76,7 @@ class Subject:
         """Returns the top-1 accuracy, in %, of predictions [N] over the whole test split."""
         return measure.top1(predicted, self.dataset.test.labels)
 
-    def predictions(self, model: Path, runtime: str = "onnxruntime") -> Any:
+    def predictions(self, model: Path, runtime: str = REFERENCE) -> Any:
         """Returns the classes, int64 [N], that an ONNX file gives the test images."""
         return measure.predictions(model, (images for images, _ in self.batches()), runtime)
 
@@ -93,11 +95,11 @@ def make_dense(subject: Subject, folder: Path) -> dict[str, Any]:
     Returns:
         `dense_accuracy` over the test split in %, and `macs` per image.
     """
-    subject.write(load_network(subject.folder), folder / DENSE)
+    subject.write(load_network(subject.folder), folder / DENSE_MODEL)
     _copy_network(subject, folder)
     return {
-        "dense_accuracy": subject.accuracy(subject.predictions(folder / DENSE)),
-        "macs": measure.macs(folder / DENSE),
+        "dense_accuracy": subject.accuracy(subject.predictions(folder / DENSE_MODEL)),
+        "macs": measure.macs(folder / DENSE_MODEL),
     }
 
 
@@ -119,32 +121,39 @@ def make(subject: Subject, dense: Path, runtime: RuntimeConfig, folder: Path) ->
         which machine and when, as the cache may hand them to a run on another one, later.
     """
     network = load_network(subject.folder)
-    kind = "int8" if activation_fake_quants(network) else "fp32"
-    networks = {"dense": load_network(dense), kind: network}
-    files = {"dense": dense / DENSE, kind: folder / MODEL}
+    in_float = [constraint.in_float for constraint in constraints(network)]
+    kind = FP32 if all(in_float) else INT8
+    networks = {DENSE: load_network(dense), kind: network}
+    files = {DENSE: dense / DENSE_MODEL, kind: folder / MODEL}
     subject.write(network, folder / MODEL)
-    if kind == "int8" and masks(network):
-        networks["pruned"] = load_network(subject.folder, quantized=False)
-        files["pruned"] = folder / PRUNED
-        subject.write(networks["pruned"], folder / PRUNED)
+    if kind == INT8 and any(in_float):
+        networks[PRUNED] = load_network(subject.folder, quantized=False)
+        files[PRUNED] = folder / PRUNED_MODEL
+        subject.write(networks[PRUNED], folder / PRUNED_MODEL)
     pack(folder / MODEL, folder / PACKAGE)
     _copy_network(subject, folder)
 
     own = training.predict(network, subject.batches())
-    runtimes = {"onnxruntime", *measure.available(runtime.names)} & {"onnxruntime", "openvino"}
-    predicted = {name: subject.predictions(folder / MODEL, name) for name in sorted(runtimes)}
+    runtimes = [name for name in available(runtime.names) if get(name).runs == "onnx"]
+    predicted = {
+        name: subject.predictions(folder / MODEL, name) for name in sorted({REFERENCE, *runtimes})
+    }
     accuracies = {name: subject.accuracy(classes) for name, classes in predicted.items()}
+    latency = measure.latency(files, runtime, subject.shape, modules=networks)
+    measured = {"started": now(), "int8_peak_gops": latency.int8_peak_gops}
     return {
-        "accuracy": accuracies["onnxruntime"],
+        "accuracy": accuracies[REFERENCE],
         "network_accuracy": subject.accuracy(own),
-        "agreement": measure.top1(predicted["onnxruntime"], own),
+        "agreement": measure.top1(predicted[REFERENCE], own),
         "accuracy_by_runtime": accuracies,
         "sparsity": sparsity(network),
         "parameters": sum(p.numel() for p in network.parameters()),
-        "sizes": measure.sizes(folder / MODEL, folder / PACKAGE, dense / DENSE, dense / WEIGHTS),
-        "latency": measure.latency(files, runtime, subject.shape, modules=networks),
+        "sizes": measure.sizes(
+            folder / MODEL, folder / PACKAGE, dense / DENSE_MODEL, dense / WEIGHTS
+        ),
+        "latency": latency,
         "dataset": subject.dataset.fingerprint,
-        "measured": measure.provenance() | {"started": now()},
+        "measured": measure.provenance() | measured,
     }
 
 

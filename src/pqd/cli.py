@@ -74,14 +74,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _pack(arguments: argparse.Namespace) -> None:
-    from pqd.export.package import pack
+    from pqd.package import pack
 
     size = pack(arguments.model, arguments.package)
     print(f"{arguments.package}: {size:,} bytes ({arguments.model.stat().st_size:,} before)")
 
 
 def _unpack(arguments: argparse.Namespace) -> None:
-    from pqd.export.package import unpack
+    from pqd.package import unpack
 
     unpack(arguments.package, arguments.model)
     print(f"{arguments.model}: {arguments.model.stat().st_size:,} bytes")

@@ -3,13 +3,13 @@
 `conf/` holds named deviations from the defaults here; `pqd.schema` puts both together.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
 
 from pqd.options import Decides, option
+from pqd.runtimes import REFERENCE, RUNTIMES
 
 BASELINE = "baseline"
 
@@ -80,15 +80,11 @@ class TrainConfig:
     compile: str = option("auto", choices=("auto", "true", "false"), decides=Decides.REPEAT)
 
 
-def _runtimes() -> Iterable[str]:
-    return ("onnxruntime", "openvino", "torch", "torch_compiled")
-
-
 @dataclass
 class RuntimeConfig:
     """What latency is measured in, and how (see `pqd.measure.protocol`)."""
 
-    names: list[str] = option(["onnxruntime"], choices=_runtimes)
+    names: list[str] = option([REFERENCE], choices=lambda: RUNTIMES)
     threads: list[int] = option([1, 0], low=0)  # 0 is all cores; equal counts are measured once
     batch_sizes: list[int] = option([1], low=1)
     min_calls: int = option(200, low=1)  # timed calls per model at least,

@@ -4,7 +4,7 @@ Cache keys, the waves of a sweep and the averages of a report all ask here.
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -71,7 +71,8 @@ def wanted(config: Config) -> list[str]:
     if not config.cache.enabled:
         return []
     trained = list(stage_keys(config, None).values())
-    names = [*trained, key_of({"dense": trained[0]}), key_of(figures_of(config) | {"": trained[-1]})]
+    artifact = key_of(figures_of(config) | {"network": trained[-1]})
+    names = [*trained, key_of({"dense": trained[0]}), artifact]
     return [f"{config.cache.dir}/{name}" for name in names]
 
 
@@ -89,7 +90,7 @@ def run_name(config: Config) -> str:
     """Returns what a run is called in tables and W&B."""
     parts = [config.backbone.name, config.dataset.name, config.order.name]
     for stage in spelled(config.order.name):
-        usual = dict((key, value) for key, value, _ in options.leaves(stage.settings_class()()))
+        usual = {key: value for key, value, _ in options.leaves(stage.settings_class()())}
         for key, value, given in options.leaves(config.of(stage.name)):
             if given.tag and (given.tag_default or value != usual[key]):
                 parts.append(f"{given.tag}{value:g}")
@@ -114,9 +115,8 @@ def _option_at(kind: type, key: str) -> Option | None:
         return None
     given = options.option_of(of)
     inner = get_type_hints(kind)[name]
-    if not rest or given.decides is not Decides.OUTCOME or not hasattr(inner, "__dataclass_fields__"):
-        return given
-    return _option_at(inner, rest)
+    group = rest and given.decides is Decides.OUTCOME and is_dataclass(inner)
+    return _option_at(inner, rest) if group else given
 
 
 def owner(key: str) -> str | None:
@@ -137,7 +137,7 @@ def _names(kind: Any, prefix: str) -> list[str]:
     for of in fields(kind):
         found.append(prefix + of.name)
         inner = of.type if isinstance(of.type, type) else get_type_hints(kind)[of.name]
-        if hasattr(inner, "__dataclass_fields__"):
+        if is_dataclass(inner):
             found += _names(inner, f"{prefix}{of.name}.")
     return found
 

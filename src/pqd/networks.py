@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from pqd import constraints, files
 from pqd.config import BackboneConfig
-from pqd.errors import UserError, one_line
+from pqd.errors import UserError
 
 FORMAT = 2
 _WEIGHT_SOURCES = ("pretrained", "pretrained_cfg", "checkpoint_path")
@@ -118,7 +118,7 @@ def _recipe(folder: Path) -> dict[str, Any]:
     try:
         recipe = files.read_json(path)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {one_line(error)}") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError:
         raise UserError(f"{path} is not a recipe written by pqd") from None
     if recipe.get("format") == 1:

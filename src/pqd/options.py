@@ -30,6 +30,7 @@ class Interval:
     open_high: bool = False
 
     def __contains__(self, value: float) -> bool:
+        """Tells whether a number is accepted."""
         above = value > self.low if self.open_low else value >= self.low
         below = value < self.high if self.open_high else value <= self.high
         return above and below and math.isfinite(value)
@@ -118,7 +119,7 @@ def option(
 
 def option_of(of: "Field[Any]") -> Option:
     """Returns what is known of a field; one declared without `option` counts, and accepts all."""
-    return of.metadata.get("option", PLAIN)  # type: ignore[no-any-return]
+    return of.metadata.get("option", PLAIN)
 
 
 def leaves(

@@ -107,9 +107,9 @@ class _Run:
                 self.trainer.rehearse(self.order)
             return self.trainer.train(
                 kind,
-                parent and parent.folder,
+                parent.folder if parent else None,
                 folder,
-                baseline=parent and self.cache.folder / self.keys[BASELINE],
+                baseline=self.cache.folder / self.keys[BASELINE] if parent else None,
                 checkpoint=self.cache.checkpoint(key),
                 on_epoch=lambda metrics: self.tracker.epoch(kind.name, metrics),
             )
@@ -139,7 +139,7 @@ class _Run:
         )
         figures = _figures(dense_entry) | _figures(entry)
         self.found.final = result.decode(Final, figures, str(entry.folder))
-        dense_file = dense_entry.folder / artifact.DENSE
+        dense_file = dense_entry.folder / artifact.DENSE_MODEL
         for path in (dense_file, *(p for p in entry.files if p.name != FIGURES)):
             shutil.copyfile(path, self.folder / path.name)
             facts = {"bytes": path.stat().st_size, "sha256": file_digest(path)}

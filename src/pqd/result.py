@@ -204,7 +204,8 @@ def decode(kind: type[R], data: Any, source: str) -> R:
     from pydantic import ValidationError
 
     try:
-        return _adapter(kind).validate_python(data)  # type: ignore[no-any-return]
+        found: R = _adapter(kind).validate_python(data)  # type: ignore[arg-type]
+        return found
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = ".".join(str(part) for part in first["loc"]) or "the content"

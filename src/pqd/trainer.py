@@ -13,9 +13,9 @@ from torch import fx, nn
 from pqd import data, devices, training
 from pqd.config import Config
 from pqd.constraints.mask import sparsity
-from pqd.constraints.placement import left_alone
 from pqd.errors import UserError, naming
 from pqd.export.deploy import deployed, round_biases
+from pqd.graph.view import unsupported_layers
 from pqd.networks import Blueprint, load_network, save_network
 from pqd.progress import StageProgress
 from pqd.stages import Context, Stage
@@ -55,7 +55,7 @@ class Trainer:
             with naming(f"stage {kind.name}"):
                 self._stage(kind, None).attach(model)
         deployed(model)
-        if left := left_alone(model):
+        if left := unsupported_layers(model):
             log.warning(
                 "%s: neither pruned nor quantized, as only nn.Conv2d and nn.Linear are: %s",
                 self.config.backbone.name,

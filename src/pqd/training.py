@@ -127,7 +127,7 @@ def fit(
             sums = sums + values.double() * len(batch.labels)
             seen += len(batch.labels)
         means = (torch.as_tensor(sums) / seen).tolist()  # waits for the device
-        trained = time.perf_counter()
+        fitted = time.perf_counter()
         metrics: dict[str, float] = {"epoch": epoch + 1, **dict(zip(names, means, strict=True))}
         if not math.isfinite(metrics["loss"]):
             raise UserError(
@@ -137,7 +137,7 @@ def fit(
         if validate is not None:
             metrics["validation_accuracy"] = validate(model)
         metrics["lr"] = rate
-        metrics["images_per_s"] = seen / (trained - started)
+        metrics["images_per_s"] = seen / (fitted - started)
         metrics["seconds"] = time.perf_counter() - started
         history.append(metrics)
         if checkpoint:

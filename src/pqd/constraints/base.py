@@ -36,13 +36,13 @@ class Constraint(ABC):
     def rebuild(cls, description: dict[str, Any]) -> "Constraint":
         """Returns the constraint of a description, ready to be attached to the same backbone."""
 
-    def deploy(self, model: fx.GraphModule) -> None:
+    def deploy(self, model: fx.GraphModule) -> None:  # noqa: B027
         """Brings the network to its deployed form, in place.
 
         Nothing to do for parametrizations of weights: their values are deployed.
         """
 
-    def remove(self, model: fx.GraphModule) -> None:
+    def remove(self, model: fx.GraphModule) -> None:  # noqa: B027
         """Takes off, in place, what holds for integers only; stored weights stay."""
 
 

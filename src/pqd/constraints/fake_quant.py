@@ -50,9 +50,14 @@ class ActivationFakeQuant(nn.Module):
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self) -> None:
-        """Starts with the range [0, 1]."""
+    def __init__(self, calls: int = 1) -> None:
+        """Starts with the range [0, 1].
+
+        Args:
+            calls: at how many places of the network it is called; they share one range.
+        """
         super().__init__()
+        self.calls = calls
         self.register_buffer("scale", torch.tensor(1 / CODE_MAX))
         self.register_buffer("zero_point", torch.tensor(0.0))
         self.observing = False
@@ -69,7 +74,9 @@ class ActivationFakeQuant(nn.Module):
     def end_observation(self) -> None:
         """Sets scale and zero point from the batches seen since `observing` was switched on."""
         self.observing = False
-        low, high = torch.stack(self._ranges).mean(0)
+        ranges = torch.stack(self._ranges).unflatten(0, (-1, self.calls))  # [batches, calls, 2]
+        batches = torch.stack([ranges[..., 0].amin(1), ranges[..., 1].amax(1)], 1)
+        low, high = batches.mean(0)
         self._ranges = []
         low, high = low.clamp_max(0), high.clamp_min(0)
         self.scale.copy_(((high - low) / CODE_MAX).clamp_min(_TINY))

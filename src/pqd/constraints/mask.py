@@ -40,10 +40,7 @@ class Masks(Constraint):
 
     def attach(self, model: fx.GraphModule) -> None:
         """Starts with masks that keep every weight."""
-        for name in self.layers:
-            layer = model.get_submodule(name)
-            assert isinstance(layer, nn.Conv2d | nn.Linear)
-            attach(layer, Mask(layer.weight), first=True)
+        attach_masks(model.get_submodule(name) for name in self.layers)
 
     def describe(self, model: fx.GraphModule) -> dict[str, Any]:
         """Names the layers."""
@@ -53,6 +50,13 @@ class Masks(Constraint):
     def rebuild(cls, description: dict[str, Any]) -> "Masks":
         """Returns the masks of a description."""
         return cls(description["layers"])
+
+
+def attach_masks(layers: Iterable[nn.Module]) -> None:
+    """Puts a `Mask` on the weight of each layer, before any fake-quantizer that is there."""
+    for layer in layers:
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        attach(layer, Mask(layer.weight), first=True)
 
 
 def masks(model: nn.Module) -> dict[str, Mask]:

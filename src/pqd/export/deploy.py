@@ -10,8 +10,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from pqd.constraints.fake_quant import ActivationFakeQuant, WeightFakeQuant
 from pqd.constraints.mask import masks
 from pqd.constraints.parametrization import attached, bake
-from pqd.constraints.placement import Graph, read_instead
 from pqd.export.ops import dequantize, quantize_dequantize
+from pqd.graph.view import Graph, read_instead
 
 # An INT32 bias needs headroom for the INT32 sum that is added to it.
 _BIAS_MAX = 2.0**30
@@ -107,7 +107,7 @@ def deployed(model: fx.GraphModule) -> fx.GraphModule:
         elif _is_global_average_pool(graph, node):
             with model.graph.inserting_after(node):
                 pool = model.graph.call_function(
-                    torch.ops.pqd.global_average_pool.default, (node.args[0],)
+                    torch.ops.pqd.global_average_pool.default, tuple(graph.activations(node))
                 )
             node.replace_all_uses_with(pool)
             model.graph.erase_node(node)
@@ -222,11 +222,12 @@ def _keep_grids(graph: Graph) -> None:
     max-pool can run on the codes.
     """
     for node in list(graph.model.graph.nodes):
-        if not graph.is_pass(node):
+        if not graph.is_pass(node) or graph.is_tuple(node):
             continue
-        source = graph.source(node)
-        if isinstance(graph.module(source), QuantizeDequantize):
-            _quantize_again(graph, source, after=node)
+        sources = graph.sources(node)
+        shared = len({source.target for source in sources}) == 1
+        if shared and isinstance(graph.module(sources[0]), QuantizeDequantize):
+            _quantize_again(graph, sources[0], after=node)
 
 
 def _round_before_sums(graph: Graph) -> None:
@@ -253,7 +254,7 @@ def _quantize_again(graph: Graph, quantizer: fx.Node, after: fx.Node) -> None:
 
 
 def _input_scale(graph: Graph, node: fx.Node) -> Tensor:
-    source = graph.source(next(a for a in node.args if isinstance(a, fx.Node)))
+    source = graph.sources(graph.activations(node)[0])[0]
     quantizer = graph.module(source)
     assert isinstance(quantizer, ActivationFakeQuant), f"{node} reads {source}, not a quantizer"
     return quantizer.scale.float()

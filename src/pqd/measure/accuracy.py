@@ -8,24 +8,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pqd.measure.cpu import cores
-from pqd.measure.runtimes import open_session
+from pqd.runtimes import REFERENCE, usable
 
 
 def predictions(
-    model: Path, images: Iterable[Any], runtime: str = "onnxruntime", threads: int = 0
+    model: Path, images: Iterable[Any], runtime: str = REFERENCE, threads: int = 0
 ) -> NDArray[np.int64]:
     """Runs an ONNX file over batches of images.
 
     Args:
         model: the ONNX file.
         images: batches of normalised float32 images [B, C, H, W], tensors or arrays.
-        runtime: `onnxruntime` or `openvino`.
+        runtime: the name of one that runs ONNX files.
         threads: number of threads; 0 is all cores.
 
     Returns:
         The class of each image, int64 [N].
     """
-    session = open_session(runtime, model, threads or len(cores()))
+    session = usable(runtime).open(model, threads or len(cores()))
     batches = (np.ascontiguousarray(batch, dtype=np.float32) for batch in images)
     return np.concatenate([session(batch).argmax(axis=1) for batch in batches])
 

@@ -10,14 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pqd.config import AugmentConfig, DatasetConfig, RuntimeConfig, check_runtime
+from pqd import options
+from pqd.config import AugmentConfig, DatasetConfig, RuntimeConfig
 from pqd.errors import UserError
+from pqd.files import read_json, write_json
 from pqd.measure.accuracy import predictions, top1
 from pqd.measure.conditions import provenance
 from pqd.measure.graph import input_shape, is_quantized
-from pqd.measure.runtimes import available
 from pqd.measure.timings import latency
-from pqd.record import FILE, SCHEMA, now, read_json, write_json
+from pqd.result import FILE, SCHEMA, now
+from pqd.runtimes import available, get
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +30,7 @@ def bench(paths: list[Path], runtime: RuntimeConfig) -> list[Path]:
     """Measures runs' folders, ONNX files and packages on this machine.
 
     Of a run the dense, the pruned and the final network are measured, and the final one's accuracy
-    where the run's images are at hand. Torch measures the networks in FP32 only.
+    where the run's images are at hand. Torch runs the networks in FP32 only.
 
     Args:
         paths: folders of runs, `.onnx` or `.pqd` files.
@@ -41,7 +43,7 @@ def bench(paths: list[Path], runtime: RuntimeConfig) -> list[Path]:
     Raises:
         UserError: a path is neither of these; found out before anything is measured.
     """
-    check_runtime(runtime)
+    options.check(runtime, "runtime.")
     for path in paths:
         _check(path)
     # Two machines may write into one folder that they share.
@@ -50,10 +52,11 @@ def bench(paths: list[Path], runtime: RuntimeConfig) -> list[Path]:
     for path in paths:
         name = f"bench-{host}.json" if path.is_dir() else f"{path.name}.bench-{host}.json"
         record = (path if path.is_dir() else path.parent) / name
-        conditions = provenance() | now()
+        conditions = provenance() | {"started": now()}
         found = _measure(path, runtime)
         if not found["latency"]:
             raise UserError(f"{path}: no runtime of {runtime.names} could be measured")
+        conditions |= {"int8_peak_gops": found["latency"].int8_peak_gops}
         write_json(record, {"schema": SCHEMA, "provenance": conditions, **found})
         written.append(record)
     return written
@@ -92,7 +95,7 @@ def _onnx(path: Path) -> Iterator[Path]:
     if path.suffix == ".onnx":
         yield path
         return
-    from pqd.export.package import unpack
+    from pqd.package import unpack
 
     with tempfile.TemporaryDirectory() as folder:
         unpack(path, model := Path(folder, "model.onnx"))
@@ -100,8 +103,8 @@ def _onnx(path: Path) -> Iterator[Path]:
 
 
 def _modules(run: Path, runtime: RuntimeConfig) -> dict[str, Any]:
-    """The FP32 networks for torch's runtimes."""
-    if not any(name.startswith("torch") for name in runtime.names):
+    """The FP32 networks, for runtimes that run these."""
+    if not any(get(name).runs == "network" for name in runtime.names):
         return {}
     from pqd.constraints.mask import masks
     from pqd.networks import load_blueprint, load_network
@@ -114,7 +117,7 @@ def _modules(run: Path, runtime: RuntimeConfig) -> dict[str, Any]:
 
 
 def _accuracies(run: Path, runtime: RuntimeConfig) -> dict[str, float]:
-    """Top-1 in % of a run's final network, by ONNX runtime; empty without its data set."""
+    """Top-1 in % of a run's model.onnx, by runtime; empty without its data set."""
     import torch
 
     from pqd import data
@@ -129,7 +132,7 @@ def _accuracies(run: Path, runtime: RuntimeConfig) -> dict[str, float]:
         return {}
     found = {}
     for name in available(runtime.names):
-        if not name.startswith("torch"):
+        if get(name).runs == "onnx":
             batches = data.eval_batches(dataset.test, dataset, BATCH_SIZE, torch.device("cpu"))
             predicted = predictions(run / "model.onnx", (images for images, _ in batches), name)
             found[name] = top1(predicted, dataset.test.labels)

@@ -2,16 +2,14 @@
 
 import platform
 import subprocess
-from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from pqd.measure.cpu import cores, cpu_name, isa
-from pqd.measure.peak import int8_peak_gops
-from pqd.measure.quiet import one_at_a_time
+from pqd.runtimes import RUNTIMES
 
-PACKAGES = ("pqd", "torch", "timm", "onnx", "onnxruntime", "openvino", "numpy")
+PACKAGES = ("pqd", "torch", "timm", "onnx", "numpy")  # and those of the runtimes
 
 
 def machine() -> dict[str, Any]:
@@ -19,7 +17,8 @@ def machine() -> dict[str, Any]:
 
     Returns:
         `cpu` (model name), `isa` (see `pqd.measure.cpu.ISA`), `cores` (physical ones this process
-        may use), `os`, `python`, `versions` (of the installed ones among `PACKAGES`).
+        may use), `os`, `python`, `versions` (of what is installed of `PACKAGES` and of
+        the runtimes).
     """
     return {
         "cpu": cpu_name(),
@@ -32,19 +31,13 @@ def machine() -> dict[str, Any]:
 
 
 def provenance() -> dict[str, Any]:
-    """Everything of `machine`, the commit and the machine's measured INT8 peak (see its source).
+    """Everything of `machine`, and the commit; nothing is measured.
 
     Returns:
         `machine()` with `commit` (hash of the checkout that pqd runs from, with `-dirty` after it
-        when tracked files differ; None outside a checkout) and `int8_peak_gops` (one thread).
+        when tracked files differ; None outside a checkout).
     """
-    return machine() | {"commit": commit(), "int8_peak_gops": _int8_peak()}
-
-
-@cache
-def _int8_peak() -> float:
-    with one_at_a_time():
-        return int8_peak_gops(1)
+    return machine() | {"commit": commit()}
 
 
 def commit() -> str | None:
@@ -63,7 +56,7 @@ def commit() -> str | None:
 
 def _versions() -> dict[str, str]:
     installed = {}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *(runtime.package for runtime in RUNTIMES.values())):
         try:
             installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

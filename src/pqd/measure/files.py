@@ -22,7 +22,7 @@ def sizes(model: Path, package: Path, dense: Path, checkpoint: Path) -> dict[str
     """
     import zstandard
 
-    from pqd.export.package import floor_bytes
+    from pqd.package import floor_bytes
 
     found = {
         "fp32_checkpoint": checkpoint.stat().st_size,

@@ -1,84 +1,9 @@
-"""What a runtime makes of an ONNX file: float compute nodes left, multiply-accumulates."""
+"""What an ONNX file is: its input, whether it is quantized, multiply-accumulates."""
 
-import tempfile
 from math import prod
 from pathlib import Path
 
 from pqd.errors import UserError
-
-# Operations of ONNX Runtime's graph that compute nothing in float: they move values (integers or
-# not), or convert them. Quantized ones are told by their names: QLinearConv, QGemm, ConvInteger...
-ONNX_MOVES = {
-    "Cast",
-    "Concat",
-    "DequantizeLinear",
-    "Flatten",
-    "Gather",
-    "Identity",
-    "MaxPool",
-    "NhwcMaxPool",  # of integers only
-    "Pad",
-    "QuantizeLinear",
-    "ReorderInput",
-    "ReorderOutput",
-    "Reshape",
-    "Shape",
-    "Slice",
-    "Squeeze",
-    "Transpose",
-    "Unsqueeze",
-}
-OPENVINO_COMPUTE = {"Convolution", "FullyConnected", "MatMul", "Eltwise"}
-
-
-def float_compute_nodes(model: Path, runtime: str) -> int | None:
-    """Counts the nodes computed in float in the graph that `runtime` runs.
-
-    Of ONNX Runtime's graph all is counted that computes in float (a batch norm behind an addition,
-    say), of OpenVINO's convolutions, matrix products and additions: it fuses small operations into
-    nodes (Subgraph) that take and give integers. What is fused into another node is part of it.
-
-    Args:
-        model: an ONNX file.
-        runtime: as in `RuntimeConfig.names`.
-
-    Returns:
-        The count; None for torch, which has no such graph (it runs everything in float).
-    """
-    if runtime == "onnxruntime":
-        return sum(
-            not (name in ONNX_MOVES or name.startswith("Q") or name.endswith("Integer"))
-            for name in onnxruntime_graph(model)
-        )
-    if runtime == "openvino":
-        return sum(
-            name in OPENVINO_COMPUTE and precision in ("f32", "f16", "bf16")
-            for name, precision in openvino_graph(model)
-        )
-    return None
-
-
-def onnxruntime_graph(model: Path) -> list[str]:
-    """The operations, by type, of the graph that ONNX Runtime runs after its optimizations."""
-    import onnx
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # without its warning that the saved graph fits this CPU only
-    with tempfile.TemporaryDirectory() as folder:
-        options.optimized_model_filepath = str(Path(folder, "optimized.onnx"))
-        ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        graph = onnx.load(options.optimized_model_filepath).graph
-    return [node.op_type for node in graph.node]
-
-
-def openvino_graph(model: Path) -> list[tuple[str, str]]:
-    """Type and precision (e.g. `("Convolution", "u8")`) of the nodes that OpenVINO runs."""
-    from pqd.measure.runtimes import OpenVino
-
-    compiled = OpenVino(model, 1).compile((1, *input_shape(model)))
-    infos = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
-    return [(str(i["layerType"].value), str(i["runtimePrecision"].value)) for i in infos]
 
 
 def input_shape(model: Path) -> tuple[int, int, int]:

@@ -5,14 +5,14 @@ import numpy as np
 from pqd.config import RuntimeConfig
 from pqd.measure.cpu import pinned
 from pqd.measure.protocol import Call, interleave
-from pqd.measure.runtimes import OnnxRuntime
+from pqd.runtimes import REFERENCE, get
 
 SIZES = (512, 1024)  # rows and columns: large enough for full speed, small enough for the cache
 PROTOCOL = RuntimeConfig(min_calls=20, min_seconds=0.1, blocks=2)
 
 
 def int8_peak_gops(threads: int) -> float:
-    """Measures the INT8 rate of large U8 x S8 matrix products in ONNX Runtime.
+    """Measures the INT8 rate of large U8 x S8 matrix products in the reference runtime.
 
     It is what this machine reached, not what its data sheet promises: the fastest call of two
     sizes. Takes less than a second.
@@ -30,7 +30,7 @@ def int8_peak_gops(threads: int) -> float:
         left = random.integers(256, size=(size, size), dtype=np.uint8)
 
         def open_product(model: bytes = model, left: np.ndarray = left) -> Call:
-            return OnnxRuntime(model, threads).bind(left)
+            return get(REFERENCE).open(model, threads).bind(left)
 
         with pinned(threads):
             times = interleave({"": open_product}, PROTOCOL)

@@ -8,13 +8,13 @@ import numpy as np
 
 from pqd.errors import UserError
 from pqd.measure.cpu import cores
-from pqd.measure.runtimes import OnnxRuntime
+from pqd.runtimes import REFERENCE, get
 
 KEYS = ("classes", "mean", "std", "image_size", "channels")
 
 
 def predict(model: Path, images: list[Path]) -> list[tuple[Path, str, float]]:
-    """Classifies images with ONNX Runtime; they are prepared as the model's metadata says.
+    """Classifies images in the reference runtime; they are prepared as the model's metadata says.
 
     Args:
         model: a `model.onnx` or `model.pqd` written by pqd. A package is unpacked in memory.
@@ -29,7 +29,7 @@ def predict(model: Path, images: list[Path]) -> list[tuple[Path, str, float]]:
     """
     content = _read(model)
     settings = _metadata(model, content)
-    session = OnnxRuntime(content, len(cores()))
+    session = get(REFERENCE).open(content, len(cores()))
     found = []
     for path in images:
         logits = session(_prepare(path, settings))[0].astype(np.float64)
@@ -41,7 +41,7 @@ def predict(model: Path, images: list[Path]) -> list[tuple[Path, str, float]]:
 
 def _read(model: Path) -> bytes:
     if model.suffix == ".pqd":
-        from pqd.export.package import unpack_bytes
+        from pqd.package import unpack_bytes
 
         return unpack_bytes(model)
     try:

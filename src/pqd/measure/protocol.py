@@ -1,4 +1,4 @@
-"""How latencies are taken and summarised: interleaved blocks, and a bootstrap over the blocks.
+"""How latencies are taken and summarized: interleaved blocks, and a bootstrap over the blocks.
 
 Calls within a block are alike (one session's place in memory, one clock frequency, the same
 neighbours on the machine), calls in different blocks less so; hence a block, not a call, is what
@@ -78,7 +78,7 @@ def _warm_up(call: Call, clock: Callable[[], int]) -> None:
         before = now
 
 
-def summarise(
+def summarize(
     times: Mapping[str, Blocks], settings: RuntimeConfig, base: str = "dense"
 ) -> dict[str, dict[str, Any]]:
     """The figures of every model, speed-ups against the one named `base`.

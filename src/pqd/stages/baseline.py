@@ -1,7 +1,6 @@
 """The dense network that every order starts from: trained, or loaded from a checkpoint."""
 
 from dataclasses import dataclass
-
 from pathlib import Path
 
 from torch import fx

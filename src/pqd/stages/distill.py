@@ -59,7 +59,7 @@ class Distill(Stage):
             for loss in LOSSES.values()
             if loss.settings
         ]
-        return make_dataclass("DistillSettings", own, bases=(cls.settings,)) if own else cls.settings
+        return make_dataclass("DistillSettings", own, bases=(cls.settings,))
 
     @classmethod
     def check(cls, config: Config) -> None:

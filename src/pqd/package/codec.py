@@ -23,8 +23,8 @@ import constriction
 import numpy as np
 from numpy.typing import NDArray
 
-from pqd.export._codec_context import Predictor
-from pqd.export._codec_tables import MAGNITUDES, ValueTable, ZeroTable
+from pqd.package.context import Predictor
+from pqd.package.tables import MAGNITUDES, ValueTable, ZeroTable
 
 Part = tuple[slice, slice]  # rows and columns
 

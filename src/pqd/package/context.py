@@ -1,4 +1,4 @@
-"""What is known of a weight before it is coded: contexts for `_codec`.
+"""What is known of a weight before it is coded: contexts for `codec`.
 
 All of it is integer arithmetic, so that a decoder on another machine sees the same contexts.
 """

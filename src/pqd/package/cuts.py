@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pqd.export.package_scan import FLOAT, INT8, Tensor
+from pqd.package.scan import FLOAT, INT8, Tensor
 
 CODES, PRODUCT = 0, 1
 RECORD = struct.Struct("<B5I")  # kind, bytes since the last cut, numbers

@@ -2,8 +2,8 @@
 
     header    magic, version, sizes, SHA-256 of the ONNX file (little endian)
     checksum  SHA-256 of everything else in the package
-    text      a zstd frame: what was cut out of the ONNX file (`package_cuts`), and what remains
-    codes     the weights that were cut out, range-coded (`_codec`)
+    text      a zstd frame: what was cut out of the ONNX file (`cuts`), and what remains
+    codes     the weights that were cut out, range-coded (`codec`)
     padding   zeros
 
 A package is read as if an enemy had written it: sizes are checked before anything is allocated. A
@@ -14,16 +14,16 @@ padded. Unpacking holds at most the package twice, three times the ONNX file, an
 
 import hashlib
 import math
-import os
 import struct
 from pathlib import Path
 
 import numpy as np
 import zstandard
 
+from pqd import files
 from pqd.errors import UserError
-from pqd.export import _codec
-from pqd.export.package_cuts import (
+from pqd.package import codec
+from pqd.package.cuts import (
     CODES,
     RECORD,
     Cut,
@@ -34,7 +34,7 @@ from pqd.export.package_cuts import (
     product,
     unpack_cuts,
 )
-from pqd.export.package_scan import Tensor, initializers
+from pqd.package.scan import Tensor, initializers
 
 MAGIC = b"\x89PQD"
 VERSION = 1
@@ -127,7 +127,7 @@ def _pack(model: bytes, tensors: list[Tensor]) -> bytes:
     text_bytes = b"".join([*text, model[end:]])
     level = 19 if len(text_bytes) <= BEST_ZSTD else 9
     frame = zstandard.ZstdCompressor(level=level).compress(text_bytes)
-    codes = _codec.encode(
+    codes = codec.encode(
         np.frombuffer(model, np.int8, cut.size, cut.offset).reshape(cut.numbers)
         for cut in cuts
         if cut.kind == CODES
@@ -184,7 +184,7 @@ def _assemble(cuts: list[Cut], text: memoryview, codes: memoryview, size: int) -
     if sum(cut.size for cut in cuts) + len(text) != size:
         raise ValueError("the list of cuts does not fit the model's size")
     model = bytearray(size)
-    blocks = _codec.decode(codes, [cut.numbers for cut in cuts if cut.kind == CODES])
+    blocks = codec.decode(codes, [cut.numbers for cut in cuts if cut.kind == CODES])
     position = end = 0  # in the text, in the model
     for cut in cuts:
         gap = cut.offset - end
@@ -210,10 +210,7 @@ def _read(path: Path) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
     try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        files.write(path, content)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}") from None

@@ -1,4 +1,4 @@
-"""Adaptive frequencies of symbols, by context, for `_codec`.
+"""Adaptive frequencies of symbols, by context, for `codec`.
 
 The range coder gets them as float64 and rounds them to fixed point itself. On the way there are
 only sums, products and quotients of numbers that every machine rounds alike.
@@ -7,7 +7,7 @@ only sums, products and quotients of numbers that every machine rounds alike.
 import numpy as np
 from numpy.typing import NDArray
 
-from pqd.export._codec_context import (
+from pqd.package.context import (
     VALUE_CONTEXTS,
     VALUE_LEVELS,
     VALUE_STEP,

@@ -1,0 +1,1 @@
+"""What a traced network is: tracing, and questions about its graph."""

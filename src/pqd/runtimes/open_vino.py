@@ -1,0 +1,76 @@
+"""OpenVINO on the CPU."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pqd.runtimes.base import Array, Runtime, register
+
+COMPUTE = {"Convolution", "FullyConnected", "MatMul", "Eltwise"}
+FLOAT = {"f32", "f16", "bf16"}
+
+
+class OpenVinoSession:
+    """A model tuned for latency; FP32 stays FP32 (the runtime's default may be bfloat16)."""
+
+    def __init__(self, model: Path, threads: int) -> None:
+        """Opens an ONNX file."""
+        import openvino as ov
+
+        self._core = ov.Core()
+        self._model = self._core.read_model(str(model))
+        self._threads = threads
+        self._any_batch_size: Any = None
+
+    def bind(self, images: Array) -> Callable[[], object]:
+        """See `Session`. Compiles the graph for the shape of `images`, as one would deploy it."""
+        import openvino as ov
+
+        request = self._compile(images.shape).create_infer_request()
+        request.set_input_tensor(ov.Tensor(images, shared_memory=True))
+        return lambda: request.infer(share_outputs=True)
+
+    def __call__(self, images: Array) -> Array:
+        """See `Session`."""
+        import numpy as np
+
+        self._any_batch_size = self._any_batch_size or self._compile((-1, *images.shape[1:]))
+        return np.array(self._any_batch_size([images])[0])
+
+    def nodes(self) -> list[tuple[str, str]]:
+        """Returns type and precision, e.g. `("Convolution", "u8")`, of the nodes that it runs."""
+        shape = [d.get_length() if d.is_static else 1 for d in self._model.input(0).partial_shape]
+        graph = self._compile(shape).get_runtime_model()
+        infos = [node.get_rt_info() for node in graph.get_ops()]
+        return [(str(i["layerType"].value), str(i["runtimePrecision"].value)) for i in infos]
+
+    def _compile(self, shape: Any) -> Any:
+        """Returns the model compiled for inputs of a shape, in which -1 stands for any size."""
+        hints = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": self._threads,
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        self._model.reshape(list(shape))
+        return self._core.compile_model(self._model, "CPU", hints)
+
+
+class OpenVino(Runtime):
+    """See https://docs.openvino.ai."""
+
+    name, title, package = "openvino", "OpenVINO", "openvino"
+
+    def open(self, model: Path, threads: int) -> OpenVinoSession:
+        """See `Runtime`."""
+        return OpenVinoSession(model, threads)
+
+    def float_compute_nodes(self, model: Path) -> int:
+        """See `Runtime`. Counts convolutions, matrix products and additions.
+
+        OpenVINO fuses small operations into nodes (Subgraph) that take and give integers.
+        """
+        nodes = self.open(model, 1).nodes()
+        return sum(name in COMPUTE and precision in FLOAT for name, precision in nodes)
+
+
+register(OpenVino())

@@ -1,0 +1,33 @@
+"""Configurations and contexts of stages for tests, without Hydra."""
+
+import torch
+
+from pqd import schema
+from pqd.config import BackboneConfig, CacheConfig, DatasetConfig, LoggerConfig, OrderConfig
+from pqd.stages import STAGES, Context
+
+
+def config(order="none", **given):
+    """The whole configuration with defaults; a stage's settings are given by its name."""
+    required = {
+        "order": OrderConfig(order),
+        "backbone": BackboneConfig("tiny", "tiny"),
+        "dataset": DatasetConfig("digits", ""),
+        "logger": LoggerConfig("none"),
+        "cache": CacheConfig(False, ""),
+    }
+    return schema.schema()(**required | given)
+
+
+def settings(stage, **options):
+    """The settings of a stage."""
+    return STAGES[stage].settings_class()(**options)
+
+
+def stage(name, batches=(), *, epochs=1, seed=0, baseline=None, train=None, **options):
+    """A stage with these settings, in a run of these batches."""
+    given = {name: settings(name, **options)} | ({"train": train} if train else {})
+    context = Context(
+        config(**given), None, batches, torch.device("cpu"), epochs, seed, baseline
+    )
+    return STAGES[name](context)
