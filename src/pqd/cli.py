@@ -126,6 +126,6 @@ def _cache(arguments: argparse.Namespace) -> None:
 
 
 def _dashboard(arguments: argparse.Namespace) -> None:
-    from pqd.dashboard import create_dashboard
+    from pqd.tracking.dashboard import create_dashboard
 
     print(create_dashboard(arguments.target))

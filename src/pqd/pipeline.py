@@ -19,7 +19,7 @@ from pqd.config import BASELINE, Config
 from pqd.errors import naming
 from pqd.identity import figures_of, stage_keys
 from pqd.measure import provenance
-from pqd.progress import make_console, stage_table
+from pqd.progress import show, stage_table
 from pqd.result import Final, Provenance, Result, StageResult
 from pqd.stages import STAGES, Stage, spelled
 from pqd.trainer import Trainer
@@ -53,8 +53,8 @@ def run(config: Config, folder: Path) -> Result:
         try:
             _Run(config, folder, found, tracker).complete()
             found.status = "completed"
-        except KeyboardInterrupt:
-            found.status, found.reason = "interrupted", "stopped by Ctrl-C"
+        except KeyboardInterrupt as error:
+            found.status, found.reason = "interrupted", str(error) or "stopped by Ctrl-C"
             raise
         except BaseException as error:
             found.status, found.reason = "failed", str(error) or type(error).__name__
@@ -64,7 +64,7 @@ def run(config: Config, folder: Path) -> Result:
             result.write(folder, found)
             shown = (folder / name for name in (artifact.MODEL, artifact.PACKAGE, result.FILE))
             tracker.finish(found, [path for path in shown if path.exists()])
-    make_console().print(stage_table(found))
+    show(stage_table(found))
     return found
 
 

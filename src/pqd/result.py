@@ -3,6 +3,7 @@
 Sizes are in bytes, times in s or ms as named, accuracies in %; sparsity is a share of zeros.
 """
 
+import json
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -204,7 +205,8 @@ def decode(kind: type[R], data: Any, source: str) -> R:
     from pydantic import ValidationError
 
     try:
-        found: R = _adapter(kind).validate_python(data)  # type: ignore[arg-type]
+        # As JSON: of Python's objects strict validation takes none but instances of `kind`.
+        found: R = _adapter(kind).validate_json(json.dumps(data))  # type: ignore[arg-type]
         return found
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
