@@ -38,15 +38,11 @@ COMMAND = (
 )
 # What somebody's own script does: registers, then is train.py.
 SCRIPT = """
-import sys
+import runpy, sys
 sys.path[:0] = [{tests!r}, {root!r}]
 import toys
 toys.register()
-from pqd import schema
-schema.register()
-import train
-from pqd import sweep
-sweep.launch(train.main)
+runpy.run_path({root!r} + "/train.py", run_name="__main__")
 """
 
 

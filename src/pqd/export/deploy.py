@@ -8,7 +8,6 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pqd.constraints.fake_quant import ActivationFakeQuant, WeightFakeQuant
-from pqd.constraints.mask import masks
 from pqd.constraints.parametrization import attached, bake
 from pqd.export.ops import dequantize, quantize_dequantize
 from pqd.graph.view import Graph, read_instead
@@ -96,9 +95,8 @@ def deployed(model: fx.GraphModule) -> fx.GraphModule:
         model: a traced network with any constraints attached, `[B, C, H, W]` to `[B, K]`.
     """
     model = copy.deepcopy(model).cpu().eval()
-    for name in masks(model):
-        layer = model.get_submodule(name)
-        if not _is_quantized(layer):
+    for layer in list(model.modules()):
+        if attached(layer) is not None and not _is_quantized(layer):
             bake(layer)
     graph = Graph(model)
     for node in list(model.graph.nodes):
