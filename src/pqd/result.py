@@ -3,6 +3,7 @@
 Sizes are in bytes, times in s or ms as named, accuracies in %; sparsity is a share of zeros.
 """
 
+import json
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -204,13 +205,16 @@ def decode(kind: type[R], data: Any, source: str) -> R:
     from pydantic import ValidationError
 
     try:
-        found: R = _adapter(kind).validate_python(data)  # type: ignore[arg-type]
+        # As JSON: of Python's objects, strictness would take dataclasses alone, no dicts for them.
+        found: R = _adapter(kind).validate_json(json.dumps(data))  # type: ignore[arg-type]
         return found
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = ".".join(str(part) for part in first["loc"]) or "the content"
-        given = f" is {first['input']!r}" if first["type"] != "missing" else ""
-        raise ValueError(f"{source}: {name}{given[:80]}: {first['msg'].lower()}") from None
+        if first["type"] == "missing":
+            raise ValueError(f"{source}: {name} is missing") from None
+        given = f"{name} is {first['input']!r}"[:80]
+        raise ValueError(f"{source}: {given}: {first['msg'].lower()}") from None
 
 
 def check_free(folder: Path, config: Config) -> None:

@@ -4,7 +4,8 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 
 from pqd.report import words
-from pqd.report.cases import REFERENCE, Case, sort_orders
+from pqd.report.cases import FULL, REFERENCE, Case, sort_orders
+from pqd.report.load import Run
 from pqd.report.statistics import (
     LEVEL,
     MIN_SEEDS,
@@ -16,7 +17,7 @@ from pqd.report.statistics import (
     smallest_p,
 )
 
-Pair = tuple[int, str, str]  # seed, backbone, data set
+Pair = tuple[tuple[str, ...], str, str]  # repetition, backbone, data set
 
 
 @dataclass(frozen=True)
@@ -56,21 +57,22 @@ def compare(cases: list[Case]) -> list[Comparison]:
     Runs of one backbone, data set and seed share their dense baseline, whatever their sparsity, so
     they are not independent: the mean over their cases counts as one difference.
     """
-    accuracy: dict[str, dict[Pair, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    accuracy: dict[str, dict[Pair, dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
     for i, case in enumerate(cases):
         for run in case.runs:
-            if len(run.stages) == 3:
-                pair = run.seed, run.backbone, run.dataset
-                accuracy[run.order][pair][i] = run.accuracy
+            if len(run.stages) >= FULL:
+                pair = run.repetition, run.backbone, run.dataset
+                accuracy[run.order][pair][i] = run
     reference = accuracy.pop(REFERENCE, {})
     found: list[Comparison] = []
-    for order in sort_orders(dict.fromkeys(accuracy, 3)):
-        differences, seeds = [], set()
-        for key, points in accuracy[order].items():
-            both = [i for i in points if i in reference.get(key, {})]
-            if both:
-                differences.append(sum(points[i] - reference[key][i] for i in both) / len(both))
-                seeds.add(key[0])
+    for order in sort_orders(dict.fromkeys(accuracy, FULL)):
+        differences: list[float] = []
+        seeds: set[int] = set()
+        for key, runs in accuracy[order].items():
+            others = reference.get(key, {})
+            if both := [runs[i].accuracy - others[i].accuracy for i in runs if i in others]:
+                differences.append(sum(both) / len(both))
+                seeds.update(run.seed for run in runs.values())
         if difference := estimate(differences):
             p = sign_flip(differences) if len(seeds) >= MIN_SEEDS else None
             found.append(Comparison(order, difference, len(seeds), p))

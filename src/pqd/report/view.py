@@ -9,8 +9,8 @@ from pqd.report.compare import Comparison, compare, verdict
 from pqd.report.disturbance import disturbances
 from pqd.report.load import Loaded, Run
 from pqd.report.statistics import Estimate, estimate
+from pqd.report.style import sort_stages
 from pqd.report.summary import (
-    DEPLOYED,
     Condition,
     Frontier,
     Row,
@@ -19,6 +19,9 @@ from pqd.report.summary import (
     frontiers,
     rows,
 )
+from pqd.result import DEPLOYED
+
+UNKNOWN = "not recorded"
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class CaseView:
 
 @dataclass(frozen=True)
 class Family:
-    """Cases that differ in sparsity alone: they share their frontiers."""
+    """Cases that differ in their axes alone: they share their frontiers."""
 
     label: str
     frontiers: list[Frontier]
@@ -93,6 +96,11 @@ class Report:
     def orders(self) -> list[str]:
         """All orders of all cases."""
         return sort_orders({run.order: len(run.stages) for run in self.runs})
+
+    @property
+    def stages(self) -> list[str]:
+        """Names of all stages of all runs, the baseline first."""
+        return sort_stages({entry.stage for run in self.runs for entry in run.result.stages})
 
     @property
     def setups(self) -> list[str]:
@@ -162,14 +170,14 @@ def _machines(runs: list[Run]) -> list[dict[str, str]]:
     found: dict[str, dict[str, Counter[str]]] = {}
     for run in runs:
         for m in run.measurements:
-            entry = found.setdefault(m.machine, defaultdict(Counter))
-            entry["ISA"][", ".join(m.provenance.get("isa") or ["not recorded"])] += 1
-            entry["operating system"][str(m.provenance.get("os", "not recorded"))] += 1
+            where = m.provenance
+            entry = found.setdefault(where.machine, defaultdict(Counter))
+            entry["ISA"][", ".join(where.isa) or UNKNOWN] += 1
+            entry["operating system"][where.os or UNKNOWN] += 1
             for row in m.latency:
-                name = f"{words.runtime(row['runtime'])} {row.get('version', '')}".strip()
-                entry["runtimes"][name] += 1
-            if peak := m.provenance.get("int8_peak_gops"):
-                entry["INT8 peak, GOP/s"][f"{peak:.0f}"] += 1
+                entry["runtimes"][f"{words.runtime(row.runtime)} {row.version}".strip()] += 1
+            if where.int8_peak_gops:
+                entry["INT8 peak, GOP/s"][f"{where.int8_peak_gops:.0f}"] += 1
             entry["runs measured"]["all"] += 1
     table = []
     for machine, entry in sorted(found.items()):
@@ -183,17 +191,11 @@ def _training(runs: list[Run]) -> dict[str, str]:
     """Where and with what the networks were trained; several values where runs differ."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for run in runs:
-        p = run.provenance
-        for key, name in (
-            ("device", "device"),
-            ("precision", "precision"),
-            ("cpu", "CPU"),
-            ("python", "Python"),
-            ("commit", "commit"),
-        ):
-            found[name][str(p.get(key) or "not recorded")] += 1
-        for package, version in sorted((p.get("versions") or {}).items()):
-            found[package][str(version)] += 1
+        p = run.result.provenance
+        recorded = {"device": p.device, "precision": p.precision, "CPU": p.cpu}
+        recorded |= {"Python": p.python, "commit": p.commit} | dict(sorted(p.versions.items()))
+        for name, value in recorded.items():
+            found[name][value or UNKNOWN] += 1
     starts = sorted({run.started[:16].replace("T", " ") for run in runs if run.started})
     table = {name: _values(values) for name, values in found.items()}
     if starts:
@@ -207,8 +209,7 @@ def _checks(runs: list[Run]) -> dict[str, str]:
         "dense": "the same of dense.onnx, batch norm folded, FP32",
         "validation": "of the network in training, on images held out of the train split",
     }
-    agreements = [run.final["agreement"] for run in runs if run.final.get("agreement") is not None]
-    if agreements:
+    if agreements := [a for run in runs if (a := run.final.agreement) is not None]:
         table["export"] = (
             f"predicts the class that the trained network does for {min(agreements):.2f} % of test"
             f" images{'' if min(agreements) == 100 else ' or more'} in every run"
@@ -216,7 +217,7 @@ def _checks(runs: list[Run]) -> dict[str, str]:
     spreads = [
         max(values) - min(values)
         for run in runs
-        if len(values := [a for m in run.measurements for a in m.accuracy.values()]) > 1
+        if len(values := [a for m in run.measurements for a in m.accuracy_by_runtime.values()]) > 1
     ]
     if spreads:
         table["runtimes"] = f"at most {max(spreads):.2f} points apart in any run"
