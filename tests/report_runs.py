@@ -12,8 +12,8 @@ from pqd import files
 from pqd.result import FILE, Bench, Final, Latency, Provenance, Result, StageResult
 
 ORDERS = ("pqd", "pdq", "qpd", "qdp", "dpq", "dqp")
-NAMES = {"p": "prune", "q": "quantize", "d": "distill", "x": "extra"}
-EPOCHS = {"baseline": 12, "prune": 4, "quantize": 6, "distill": 6, "extra": 2}
+NAMES = {"p": "prune", "q": "quantize", "d": "distill", "x": "toy"}
+EPOCHS = {"baseline": 12, "prune": 4, "quantize": 6, "distill": 6, "toy": 2}
 # accuracy and cost of the dense network: (points below the data set's best, million parameters, ms)
 BACKBONES = {
     "resnet20": (1.5, 0.27, 0.9),

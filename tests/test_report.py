@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+import toys
 from pqd.errors import UserError
-from pqd.report import build, points
+from pqd.report import build, points, style
 from pqd.report.cases import cases, distinct
 from pqd.report.load import load
 from pqd.report.view import view
@@ -194,6 +195,45 @@ def test_saving_counts_a_cached_stage_at_the_time_its_training_took(tmp_path):
         ("pqd", 13.0, 0),
         ("pdq", 13.0, 1),
     ]
+
+
+# --- stages of other people's
+
+
+@pytest.fixture(params=[True, False], ids=["registered", "unknown"])
+def letter(request):
+    """The letter of a stage that pqd does not have; of an unknown stage it is its initial."""
+    if request.param:
+        toys.register()
+    yield "x" if request.param else "t"
+    if request.param:
+        toys.unregister()
+
+
+def test_orders_with_other_stages_are_in_tables_plots_and_verdicts(tmp_path, letter):
+    better = [81.0 + 0.01 * seed for seed in range(8)]
+    write_orders(tmp_path, {"pxq": better, "pqd": [80.0] * 8, "qdp": [79.0] * 8, "x": better})
+    out = build([tmp_path], tmp_path / "out").parent
+    other = f"p{letter}q"
+    report = view(load([tmp_path]))
+    assert report.orders == ["pqd", "qdp", other, letter]
+    assert report.stages == ["baseline", "prune", "quantize", "distill", "toy"]
+    assert report.verdict.startswith(f"{other} is more accurate than pqd, +1.04 points")
+    page, text, table, points = (
+        (out / name).read_text() for name in ("report.html", "report.md", "table.tex", "points.csv")
+    )
+    assert f"| {other} | 8 | 81.03 |" in text
+    assert f"{letter} toy" in page
+    assert f'data-order="{other}"' in page
+    assert f"\n{other} & 8 & 81.03" in table
+    assert ",toy_seconds," in points
+    plots = json.loads(Links(page).scripts[0])["plots"]
+    for name in ("frontier-0-size", "differences-0", "stages-0"):
+        drawn = {trace.get("meta"): trace for trace in plots[name]["data"]}
+        assert drawn[other]["marker"]["color"] == style.colour(other)
+    assert style.colour(other) not in {*style.COLOURS.values(), style.GREY}
+    assert style.symbol(other) not in style.SYMBOLS.values()
+    assert len(style.polygon(other)) >= 3
 
 
 # --- files

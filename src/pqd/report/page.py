@@ -69,6 +69,7 @@ def context(report: Report) -> dict[str, Any]:
         "reduction": reduction,
         "bars": bars,
         "facts": facts(report),
+        "among": next((v.among for v in report.cases if v.among), ""),
         "DENSE": DENSE,
         "REFERENCE": REFERENCE,
         "LEVEL": LEVEL,

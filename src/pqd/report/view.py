@@ -4,11 +4,10 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 from pqd.report import cost, words
-from pqd.report.cases import Case, cases, distinct, sort_orders
-from pqd.report.compare import Comparison, compare, verdict
+from pqd.report.cases import FULL, Case, cases, distinct, sort_orders
+from pqd.report.compare import Comparison, Mean, compare, verdict
 from pqd.report.disturbance import disturbances
 from pqd.report.load import Loaded, Run
-from pqd.report.statistics import Estimate, estimate
 from pqd.report.style import sort_stages
 from pqd.report.summary import (
     Condition,
@@ -32,16 +31,33 @@ class CaseView:
     family: int  # index into Report.families
     rows: list[Row]  # the dense baseline first
     comparisons: list[Comparison]
-    verdict: str
     curves: list[cost.Curve]
     costs: list[cost.Cost]
 
     @property
+    def verdict(self) -> str:
+        """What is shown of its orders, in a sentence."""
+        return verdict(self.comparisons, self.means)
+
+    @property
+    def full(self) -> list[Row]:
+        """The rows of the full orders; all orders where none is."""
+        return [row for row in self.rows if len(row.stages) >= FULL] or self.rows[1:]
+
+    @property
     def best(self) -> Row:
-        """The order with the highest mean accuracy, of those with the most stages."""
-        longest = max(len(row.stages) for row in self.rows)
-        full = [row for row in self.rows[1:] if len(row.stages) == longest]
-        return max(full, key=lambda row: row.accuracy.mean)
+        """The full order with the highest mean accuracy."""
+        return max(self.full, key=lambda row: row.accuracy.mean)
+
+    @property
+    def among(self) -> str:
+        """Says among which orders `best` is; nothing where it is among all."""
+        return " among full orders" if len(self.full) < len(self.rows) - 1 else ""
+
+    @property
+    def means(self) -> list[Mean]:
+        """The mean accuracy of every order."""
+        return [(row.order, self.case.label, row.accuracy) for row in self.rows[1:]]
 
     @property
     def notes(self) -> list[str]:
@@ -117,16 +133,12 @@ def view(loaded: Loaded) -> Report:
     index = {label: i for i, label in enumerate(dict.fromkeys(case.family for case in found))}
     views = []
     for case in found:
-        comparisons = compare([case])
-        table = rows(case)
-        accuracies = {row.order: row.accuracy for row in table[1:]}
         views.append(
             CaseView(
                 case=case,
                 family=index[case.family],
-                rows=table,
-                comparisons=comparisons,
-                verdict=verdict(comparisons, accuracies),
+                rows=rows(case),
+                comparisons=compare([case]),
                 curves=cost.curves(case),
                 costs=cost.costs(case, times),
             )
@@ -140,7 +152,7 @@ def view(loaded: Loaded) -> Report:
         families=[_family(label, views, where) for label in index],
         conditions=where,
         comparisons=pooled,
-        verdict=verdict(pooled, _accuracies(runs)),
+        verdict=verdict(pooled, [mean for v in views for mean in v.means]),
         saving=cost.saving(runs, times),
         disturbances=disturbances(runs),
         machines=_machines(runs),
@@ -152,13 +164,6 @@ def view(loaded: Loaded) -> Report:
 def _family(label: str, views: list[CaseView], where: list[Condition]) -> Family:
     members = [v for v in views if v.case.family == label]
     return Family(label, frontiers([v.case for v in members], [v.rows for v in members], where))
-
-
-def _accuracies(runs: list[Run]) -> dict[str, Estimate]:
-    values: dict[str, list[float]] = defaultdict(list)
-    for run in runs:
-        values[run.order].append(run.accuracy)
-    return {order: mean for order, v in values.items() if (mean := estimate(v))}
 
 
 def _of(timings: list[Timing]) -> str:
