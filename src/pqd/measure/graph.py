@@ -24,6 +24,7 @@ ONNX_MOVES = {
     "Reshape",
     "Shape",
     "Slice",
+    "Split",
     "Squeeze",
     "Transpose",
     "Unsqueeze",
