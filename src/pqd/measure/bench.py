@@ -5,7 +5,7 @@ import os
 import platform
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def bench(
     paths: list[Path],
     runtime: RuntimeConfig,
     show: Callable[[Path, Latencies], None] = lambda path, rows: None,
-) -> list[Path]:
+) -> Iterator[Path]:
     """Measures runs' folders, ONNX files and packages on this machine.
 
     Of a run the dense, the pruned and the final network are measured, and the final one's accuracy
@@ -61,8 +61,8 @@ def bench(
         runtime: what to measure in, and the protocol's numbers.
         show: gets a path and its rows as soon as they are measured.
 
-    Returns:
-        The records written: `bench-<hostname>.json` in a run's folder,
+    Yields:
+        Each record when it is written: `bench-<hostname>.json` in a run's folder,
         `<file>.bench-<hostname>.json` beside a file.
 
     Raises:
@@ -70,18 +70,17 @@ def bench(
             before anything is measured. Or, at the end, what could not be measured or written.
     """
     check_runtime(runtime)
-    written, failed = [], []
+    failed = []
     with tempfile.TemporaryDirectory() as folder:
         subjects = [_subject(path, Path(folder, str(i)), runtime) for i, path in enumerate(paths)]
         for subject in subjects:
             try:
                 _measure(subject, runtime, show)
-                written.append(subject.record)
+                yield subject.record
             except UserError as error:
                 failed.append(str(error))
     if failed:
         raise UserError("; ".join(failed))
-    return written
 
 
 def _subject(path: Path, temporary: Path, runtime: RuntimeConfig) -> Subject:
