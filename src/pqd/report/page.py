@@ -11,7 +11,7 @@ from pqd.report.cases import REFERENCE
 from pqd.report.statistics import LEVEL
 from pqd.report.style import STEPS, colour, polygon, stage_colour
 from pqd.report.summary import MARGIN, Row
-from pqd.report.view import Report
+from pqd.report.view import Family, Report
 from pqd.result import DENSE, INT8
 from pqd.stages import spell
 
@@ -67,6 +67,7 @@ def context(report: Report) -> dict[str, Any]:
         "words": words,
         "colour": colour,
         "reduction": reduction,
+        "shared": shared,
         "bars": bars,
         "facts": facts(report),
         "among": next((v.among for v in report.cases if v.among), ""),
@@ -97,6 +98,17 @@ def facts(report: Report) -> list[str]:
                 ("machine", [m.provenance.machine for run in runs for m in run.measurements]),
             )
         ),
+    ]
+
+
+def shared(family: Family) -> list[str]:
+    """Says which orders deploy networks of one shape, a sentence for each shape."""
+    found = dict.fromkeys(tuple(orders) for f in family.frontiers for orders in f.shared)
+    return [
+        f"{words.listed(list(orders))} deploy networks of one shape (the same MACs in the same "
+        "graph): what differs in their latencies is noise, so frontiers and hypervolumes give each "
+        "of them the mean over all."
+        for orders in found
     ]
 
 
