@@ -157,7 +157,7 @@ def test_noisy_and_slower_are_marked_in_every_file_with_a_footnote(tmp_path):
     page, text, table = (
         (tmp_path / "out" / name).read_text() for name in ("report.html", "report.md", "table.tex")
     )
-    assert "<td>0.500×†‡</td>" in page.replace(' data-setup="0"', "")
+    assert '<td class="wide" data-setup="0">0.500×†‡</td>' in page
     assert "<b>2.00† ms</b><span>2.00× slower than dense FP32†‡</span>" in page
     assert "| pqd | 2.00 | 2.00† | 0.500×†‡ |" in text
     assert r"2.00$^\dagger$ \\" in table

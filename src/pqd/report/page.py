@@ -1,7 +1,10 @@
 """report.html: one self-contained file, interactive, without network."""
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from markupsafe import Markup
 
@@ -16,8 +19,8 @@ from pqd.result import DENSE, INT8
 from pqd.stages import spell
 
 
-def html(report: Report) -> str:
-    """Renders the page."""
+def html(report: Report, output: Path, beside: list[str]) -> str:
+    """Renders the page, to lie in `output` beside the files named; it links to them and to runs."""
     import gzip
     import importlib.resources as resources
     from base64 import b64encode
@@ -29,6 +32,8 @@ def html(report: Report) -> str:
     return template("report.html.jinja").render(
         **context(report),
         plots=plots,
+        beside=beside,
+        link=lambda folder: quote(Path(os.path.relpath(folder, output)).as_posix()),
         steps=STEPS,
         orders_shown=[DENSE, *report.orders],
         tint=_tint(report),

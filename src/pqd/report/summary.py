@@ -8,6 +8,7 @@ from pqd.report.load import Run
 from pqd.report.statistics import Estimate, dominated, estimate, hypervolume
 from pqd.result import DENSE, FP32, INT8, PRUNED, Bench, Latency
 
+APART = 1.5  # times the cost of the dearest order
 MARGIN = 10.0  # points below the dense accuracy at which the hypervolume's reference point lies
 Axes = tuple[tuple[str, float], ...]  # settings that are axes, by dotted key
 Shape = tuple[object, ...]
@@ -97,6 +98,27 @@ class Frontier:
     reference: tuple[float, float]  # of the hypervolume: cost, accuracy in %
     volumes: dict[str, Estimate]  # % of the rectangle, by order, over seeds
     shared: list[list[str]]  # orders of one shape, to which `points` give one latency
+
+    @property
+    def apart(self) -> Point | None:
+        """The dense network where it costs so much more than the orders that it hides them."""
+        dense = next((p for p in self.points if p.order == DENSE), None)
+        others = [p.cost for p in self.points if p.order != DENSE]
+        return dense if dense and others and dense.cost > APART * max(others) else None
+
+    @property
+    def unit(self) -> tuple[str, float]:
+        """The unit of costs in figures, and what it is in bytes or ms."""
+        if self.condition is not None:
+            return "ms", 1.0
+        largest = max(p.cost for p in self.points if p is not self.apart)
+        return ("MiB", 2.0**20) if largest >= 2**20 else ("KiB", 2.0**10)
+
+    @property
+    def best(self) -> list[Point]:
+        """The points on the frontier but for the one apart, the cheapest first."""
+        best = [p for p in self.points if not p.dominated and p is not self.apart]
+        return sorted(best, key=lambda p: p.cost)
 
     def point(self, row: Row) -> Point | None:
         """The point of a row."""

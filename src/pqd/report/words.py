@@ -52,6 +52,11 @@ def bytes_(value: Estimate | float | None) -> str:
     return f"{value:.0f} B"
 
 
+def cost(condition: Condition | None, value: float) -> str:
+    """What a frontier's axis holds: a latency in its condition, or bytes."""
+    return bytes_(value) if condition is None else f"{significant(value)} ms"
+
+
 def significant(value: float) -> str:
     """Three significant digits and no exponent."""
     if value <= 0:
