@@ -124,11 +124,10 @@ function compare(a, b) {
 function sort(header, body) {
   const place = header.getBoundingClientRect().left; // headers may stand in two rows
   const at = [...body.rows[0].cells].findIndex((cell) => Math.abs(cell.getBoundingClientRect().left - place) < 1);
-  const down = header.ariaSort === "ascending";
+  const way = header.ariaSort === "ascending" ? -1 : 1;
   for (const other of header.closest("thead").querySelectorAll("th")) other.ariaSort = null;
-  header.ariaSort = down ? "descending" : "ascending";
-  const sorted = [...body.rows].sort((a, b) => compare(a.cells[at], b.cells[at]));
-  body.append(...(down ? sorted.reverse() : sorted));
+  header.ariaSort = way < 0 ? "descending" : "ascending";
+  body.append(...[...body.rows].sort((a, b) => way * compare(a.cells[at], b.cells[at])));
 }
 for (const body of document.querySelectorAll("tbody"))
   for (const header of body.parentElement.querySelectorAll("th"))
