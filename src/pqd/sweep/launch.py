@@ -49,7 +49,7 @@ def launch(main: Callable[[], Any]) -> None:
     except Exception as error:
         line = mistake(error)
         if line is None and _is_foreign(error):
-            line = one_line(error)
+            line = one_line(error, named=not isinstance(error, OSError | ValueError))
         if line is None:
             raise
         print_error(line)
@@ -68,7 +68,7 @@ def mistake(error: BaseException) -> str | None:
     if isinstance(error, CompactHydraException | OmegaConfBaseException):
         cause = error.__cause__
         text = f"{error}. {cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
-        return keys.explained(text) or " ".join(text.split())
+        return keys.explained(" ".join(text.split()))
     if isinstance(error, OSError) and error.errno in _REFUSALS:
         return one_line(error)
     return None
