@@ -24,7 +24,7 @@ def main(cfg: DictConfig) -> float | None:
         from pqd import pipeline  # slow to import: a mistake in the configuration need not wait
 
         final = pipeline.run(settings, Path(HydraConfig.get().runtime.output_dir)).final
-        return final and final.accuracy
+        return final.accuracy if final else None
     return None
 
 

@@ -4,12 +4,16 @@ import hashlib
 import itertools
 import json
 import random
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pqd import files
+from pqd.result import FILE, Bench, Final, Latency, Provenance, Result, StageResult
+
 ORDERS = ("pqd", "pdq", "qpd", "qdp", "dpq", "dqp")
-NAMES = {"p": "prune", "q": "quantize", "d": "distill"}
-EPOCHS = {"baseline": 12, "prune": 4, "quantize": 6, "distill": 6}
+NAMES = {"p": "prune", "q": "quantize", "d": "distill", "x": "toy"}
+EPOCHS = {"baseline": 12, "prune": 4, "quantize": 6, "distill": 6, "toy": 2}
 # accuracy and cost of the dense network: (points below the data set's best, million parameters, ms)
 BACKBONES = {
     "resnet20": (1.5, 0.27, 0.9),
@@ -38,12 +42,23 @@ def write_orders(folder: Path, accuracies: dict[str, list[float]], **settings: A
     return folder
 
 
-def write(folder: Path, data: dict[str, Any]) -> Path:
+def write(folder: Path, run: Result) -> Path:
     """Writes one result below the folder."""
-    path = folder / data["name"] / "result.json"
+    path = folder / run.name / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data))
+    files.write_json(path, asdict(run))
     return path
+
+
+def write_bench(path: Path, where: Provenance, rows: list[Latency]) -> None:
+    """Writes what `pqd bench` measured."""
+    files.write_json(path, asdict(Bench(where, rows)))
+
+
+def unfinished(run: Result, status: Any, reason: str | None = None) -> Result:
+    """A run that did not get so far."""
+    run.status, run.reason, run.final = status, reason, None
+    return run
 
 
 def result(
@@ -58,8 +73,8 @@ def result(
     alpha: float = 0.9,
     accuracy: float | None = None,
     dense_accuracy: float | None = None,
-) -> dict[str, Any]:
-    """The record of a completed run; numbers are drawn, the same for the same arguments."""
+) -> Result:
+    """A completed run; numbers are drawn, the same for the same arguments."""
     shared = random.Random(f"{seed} {backbone} {dataset}")
     own = random.Random(f"{order} {seed} {backbone} {dataset} {sparsity} {alpha}")
     below, millions, ms = BACKBONES[backbone]
@@ -70,46 +85,45 @@ def result(
     loss = 30 * max(0.0, sparsity - 0.6) ** 2 if "p" in letters else 0.0
     final = round(dense + EFFECT.get(order, -0.1) - loss + own.gauss(0, 0.12), 2)
     final = final if accuracy is None else accuracy
-    config = {
+    config: dict[str, Any] = {
         "seed": seed,
-        "order": {"name": order, "stages": stages},
+        "order": {"name": order},
         "backbone": {"builder": backbone, "name": backbone, "kwargs": {}},
         "dataset": {"name": dataset, "root": "data"},
-        "prune": {"sparsity": sparsity, "scope": "global"},
-        "distill": {"alpha": alpha, "temperature": 4.0, "teacher": None},
-        "train": {"epochs": EPOCHS},
+        **{stage: {"epochs": epochs} for stage, epochs in EPOCHS.items()},
+        "train": {"device": "auto", "batch_size": 128},
+        "runtime": {"names": list(runtimes)},
     }
+    config["prune"] |= {"sparsity": sparsity, "scope": "global"}
+    config["distill"] |= {"alpha": alpha, "temperature": 4.0, "teacher": None}
     digest = hashlib.sha256(json.dumps(config).encode()).hexdigest()[:16]
-    return {
-        "schema": 1,
-        "status": "completed",
-        "reason": None,
-        "name": f"{backbone}_{dataset}_{order}_s{sparsity}_a{alpha}_seed{seed}",
-        "config_hash": digest,
-        "config": config,
-        "stages": _stages(
-            ["baseline", *stages], dense, final, shared, own, f"{config['seed']}", ms
+    return Result(
+        name=f"{backbone}_{dataset}_{order}_s{sparsity}_a{alpha}_seed{seed}",
+        status="completed",
+        config=config,
+        order=stages,
+        config_hash=digest,
+        stages=_stages(["baseline", *stages], dense, final, shared, own, f"{seed}", ms),
+        final=Final(
+            accuracy=final,
+            network_accuracy=final,
+            agreement=100.0,
+            dense_accuracy=dense,
+            sparsity=round(sparsity - 0.002, 4) if "p" in letters else 0.0,
+            parameters=int(millions * 1e6),
+            macs=int(ms * 4e7),
+            sizes=_sizes(letters, millions, sparsity, own),
+            latency=latency(letters, ms, runtimes, threads, own),
+            accuracy_by_runtime=dict.fromkeys(runtimes, final),
         ),
-        "final": {
-            "accuracy": final,
-            "network_accuracy": final,
-            "agreement": 100.0,
-            "dense_accuracy": dense,
-            "sparsity": round(sparsity - 0.002, 4) if "p" in letters else 0.0,
-            "parameters": int(millions * 1e6),
-            "macs": int(ms * 4e7),
-            "sizes": _sizes(letters, millions, sparsity, own),
-            "latency": latency(letters, ms, runtimes, threads, own),
-            "accuracy_by_runtime": dict.fromkeys(runtimes, final),
-        },
-        "provenance": provenance(started=f"2026-03-01T08:{seed % 60:02d}:00+00:00"),
-        "files": {"model.onnx": {"bytes": 1, "sha256": digest}},
-    }
+        provenance=provenance(started=f"2026-03-01T08:{seed % 60:02d}:00+00:00"),
+        files={"model.onnx": {"bytes": 1, "sha256": digest}},
+    )
 
 
-def provenance(cpu: str = "Intel Xeon Platinum 8481C", **changes: Any) -> dict[str, Any]:
+def provenance(cpu: str = "Intel Xeon Platinum 8481C", **changes: Any) -> Provenance:
     """Where a run was measured."""
-    return {
+    usual: dict[str, Any] = {
         "cpu": cpu,
         "isa": ["avx2", "avx512f", "avx512_vnni"],
         "cores": 2,
@@ -122,7 +136,8 @@ def provenance(cpu: str = "Intel Xeon Platinum 8481C", **changes: Any) -> dict[s
         "device": "cpu",
         "precision": "fp32",
         "int8_peak_gops": 236.8,
-    } | changes
+    }
+    return Provenance(**usual | changes)
 
 
 def latency(
@@ -131,7 +146,8 @@ def latency(
     runtimes: tuple[str, ...] = ("onnxruntime",),
     threads: tuple[int, ...] = (1,),
     own: random.Random | None = None,
-) -> list[dict[str, Any]]:
+    **changes: Any,
+) -> list[Latency]:
     """Latency rows of a run with these stages."""
     own = own or random.Random(0)
     models = {"dense": 1.0}
@@ -143,42 +159,37 @@ def latency(
         base = ms * (0.9 if runtime == "openvino" else 1.0) / cores**0.8
         for model, factor in models.items():
             p50 = base * factor * own.gauss(1, 0.01)
-            rows.append(
-                {
-                    "runtime": runtime,
-                    "version": "1.31.1" if runtime == "onnxruntime" else "2026.1",
-                    "model": model,
-                    "threads": cores,
-                    "batch_size": 1,
-                    "p50_ms": p50,
-                    "p90_ms": 1.05 * p50,
-                    "p99_ms": 1.2 * p50,
-                    "p50_interval_ms": [0.99 * p50, 1.01 * p50],
-                    "calls": 400,
-                    "speedup": base / p50,
-                    "speedup_interval": [0.98 * base / p50, 1.02 * base / p50],
-                    "noisy": False,
-                    "slower_than_dense": p50 > 1.02 * base,
-                    "float_compute_nodes": 0,
-                }
-            )
+            row: dict[str, Any] = {
+                "runtime": runtime,
+                "version": "1.31.1" if runtime == "onnxruntime" else "2026.1",
+                "model": model,
+                "threads": cores,
+                "batch_size": 1,
+                "p50_ms": p50,
+                "p90_ms": 1.05 * p50,
+                "p99_ms": 1.2 * p50,
+                "p50_interval_ms": [0.99 * p50, 1.01 * p50],
+                "calls": 400,
+                "speedup": base / p50,
+                "speedup_interval": [0.98 * base / p50, 1.02 * base / p50],
+                "slower_than_dense": p50 > 1.02 * base,
+                "float_compute_nodes": 0,
+            }
+            rows.append(Latency(**row | changes))
     return rows
 
 
-def _sizes(letters: str, millions: float, sparsity: float, own: random.Random) -> dict[str, Any]:
+def _sizes(letters: str, millions: float, sparsity: float, own: random.Random) -> dict[str, int]:
     parameters = millions * 1e6
     kept = 1 - sparsity if "p" in letters else 1.0
     full, codes = int(4 * parameters), int(parameters * (kept * 0.8 + 0.08))
     int8 = "q" in letters
     package = int((codes if int8 else full * (kept * 0.9 + 0.03)) * own.gauss(1, 0.005))
-    return {
-        "fp32_checkpoint": full + 40_000,
-        "fp32_onnx": full + 20_000,
-        "int8_onnx": int(parameters) + 30_000 if int8 else None,
-        "int8_onnx_zstd": int(1.15 * package) if int8 else None,
-        "package": package,
-        "floor": int(0.97 * package) if int8 else None,
-    }
+    sizes = {"fp32_checkpoint": full + 40_000, "fp32_onnx": full + 20_000, "package": package}
+    if int8:
+        sizes |= {"int8_onnx": int(parameters) + 30_000, "int8_onnx_zstd": int(1.15 * package)}
+        sizes["floor"] = int(0.97 * package)
+    return sizes
 
 
 def _stages(
@@ -189,7 +200,7 @@ def _stages(
     own: random.Random,
     path: str,
     ms: float,
-) -> list[dict[str, Any]]:
+) -> list[StageResult]:
     entries = []
     for i, name in enumerate(names):
         path += f" {name}"
@@ -208,19 +219,17 @@ def _stages(
             }
             for epoch in range(1, epochs + 1)
         ]
+        key = hashlib.sha256(f"{path} {dense} {final if i else ''}".encode()).hexdigest()
         entries.append(
-            {
-                "stage": name,
-                "key": hashlib.sha256(f"{path} {dense} {final if i else ''}".encode()).hexdigest()[
-                    :16
-                ],
-                "cached": i == 0 and own.random() < 0.8,
-                "epochs": epochs,
-                "seconds": seconds,
-                "loss": 0.01,
-                "validation_accuracy": accuracy,
-                "sparsity": 0.0,
-                "history": history,
-            }
+            StageResult(
+                stage=name,
+                key=key[:16],
+                cached=i == 0 and own.random() < 0.8,
+                epochs=epochs,
+                seconds=seconds,
+                loss=0.01,
+                validation_accuracy=accuracy,
+                history=history,
+            )
         )
     return entries

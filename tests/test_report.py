@@ -6,18 +6,30 @@ import gzip
 import json
 import math
 import re
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+import toys
 from pqd.errors import UserError
-from pqd.report import build, points
+from pqd.report import build, points, style
 from pqd.report.cases import cases, distinct
 from pqd.report.load import load
-from pqd.report.summary import DENSE
 from pqd.report.view import view
-from report_runs import ORDERS, latency, provenance, result, write, write_orders, write_sweep
+from pqd.result import DENSE, Final, Provenance
+from report_runs import (
+    ORDERS,
+    latency,
+    provenance,
+    result,
+    unfinished,
+    write,
+    write_bench,
+    write_orders,
+    write_sweep,
+)
 
 # --- reading
 
@@ -31,42 +43,48 @@ def test_no_result_and_no_folder_are_mistakes_of_the_user(tmp_path):
 
 def test_broken_and_unfinished_runs_are_named_and_not_counted(tmp_path):
     write(tmp_path, result("pqd"))
-    write(tmp_path, result("pdq") | {"status": "failed", "final": None, "reason": "lr=9 diverged"})
-    write(tmp_path, result("qpd") | {"status": "interrupted", "final": None})
+    write(tmp_path, unfinished(result("pdq"), "failed", "lr=9 diverged"))
+    write(tmp_path, unfinished(result("qpd"), "interrupted"))
+    good = asdict(result("dpq"))
     for name, change in {
         "cut": None,
         "list": [],
-        "future": {"schema": 2},
+        "future": {"schema": 3},
         "odd": {"status": "done"},
         "empty": {"final": None},
-        "nan": {"final": result()["final"] | {"accuracy": math.nan}},
+        "nan": {"final": good["final"] | {"accuracy": math.nan}},
         "short": {"stages": []},
         "threads": {
-            "final": result()["final"] | {"latency": [latency("pqd", 1.0)[0] | {"threads": "all"}]}
+            "final": good["final"] | {"latency": [good["final"]["latency"][0] | {"threads": "all"}]}
         },
+        "seedless": {"config": {}},
     }.items():
-        data = result("dpq") | change | {"name": name} if isinstance(change, dict) else change
+        data = good | change | {"name": name} if isinstance(change, dict) else change
         path = tmp_path / name / "result.json"
         path.parent.mkdir()
         path.write_text('{"schema": 1,' if data is None else json.dumps(data))
     loaded = load([tmp_path, tmp_path])  # the same folder twice is read once
     assert [run.order for run in loaded.runs] == ["pqd"]
-    assert [(u["status"], u["reason"]) for u in loaded.unfinished] == [
+    assert [(u.status, u.reason) for u in loaded.unfinished] == [
         ("failed", "lr=9 diverged"),
         ("interrupted", "no reason recorded"),
     ]
     named = {line.split("/")[0]: line for line in loaded.problems}
-    assert set(named) == {"cut", "list", "future", "odd", "empty", "nan", "short", "threads"}
-    assert "schema is 2; this version reads 1" in named["future"]
-    assert "accuracy is nan" in named["nan"]
+    assert set(named) == {"cut", "list", "future", "odd", "empty", "nan", "short", "threads"} | {
+        "seedless"
+    }
+    assert named["future"] == "future/result.json: schema is 3; this version reads 1 and 2"
+    assert named["nan"].startswith("nan/result.json: final.accuracy is nan: ")
+    assert named["threads"].startswith("threads/result.json: final.latency.0.threads is 'all': ")
+    assert named["seedless"] == "seedless/result.json: config.seed is missing"
     page = build([tmp_path], tmp_path / "out").read_text()
     assert "lr=9 diverged" in page
-    assert "schema is 2; this version reads 1" in page
+    assert "schema is 3; this version reads 1" in page
 
 
 def test_order_is_named_by_the_stages_it_ran(tmp_path):
     data = result("pq")
-    data["config"]["order"]["name"] = "pqd"  # order=pqd order.stages=[prune,quantize]
+    data.config["order"]["name"] = "pqd"  # of schema 1: order=pqd order.stages=[prune,quantize]
     write(tmp_path, data)
     assert points([tmp_path])[0]["order"] == "pq"
 
@@ -74,11 +92,9 @@ def test_order_is_named_by_the_stages_it_ran(tmp_path):
 def test_machines_are_joined_and_the_newest_measurement_counts(tmp_path):
     folder = write(tmp_path, result("pqd", runtimes=("onnxruntime",), threads=(1,))).parent
     new = provenance(started="2027-01-01T00:00:00+00:00")
-    rows = [row | {"p50_ms": 7.0} for row in latency("pqd", 1.0) if row["model"] == "int8"]
-    bench = {"schema": 1, "provenance": new, "latency": rows, "accuracy_by_runtime": {}}
-    (folder / "bench-same.json").write_text(json.dumps(bench))
-    other = bench | {"provenance": provenance("AMD EPYC", cores=8)}
-    (folder / "bench-other.json").write_text(json.dumps(other))
+    rows = [row for row in latency("pqd", 1.0, p50_ms=7.0) if row.model == "int8"]
+    write_bench(folder / "bench-same.json", new, rows)
+    write_bench(folder / "bench-other.json", provenance("AMD EPYC", cores=8), rows)
     (folder / "bench-broken.json").write_text("{")
     table = points([tmp_path])
     assert [row["machine"] for row in table] == [
@@ -111,8 +127,8 @@ def test_swept_keys_make_cases_and_unpruned_orders_join_every_sparsity(tmp_path)
 def test_keys_that_follow_the_seed_or_name_a_place_make_no_cases(tmp_path):
     for seed in range(3):
         data = result("pqd", seed=seed)
-        data["config"]["distill"]["teacher"] = f"teachers/{seed}.safetensors"
-        data["config"]["dataset"]["root"] = f"data{seed % 2}"
+        data.config["distill"]["teacher"] = f"teachers/{seed}.safetensors"
+        data.config["dataset"]["root"] = f"data{seed % 2}"
         write(tmp_path, data)
     (case,) = cases(load([tmp_path]).runs)
     assert case.variant == {}
@@ -122,19 +138,19 @@ def test_keys_that_follow_the_seed_or_name_a_place_make_no_cases(tmp_path):
 def test_different_training_of_different_seeds_is_not_averaged(tmp_path):
     for seed in range(4):
         data = result("pqd", seed=seed)
-        data["config"]["train"]["epochs"] = {"prune": 4 if seed < 2 else 8}
+        data.config["prune"]["epochs"] = 4 if seed < 2 else 8
         write(tmp_path, data)
     found = cases(load([tmp_path]).runs)
     assert [case.variant for case in found] == [
-        {"train.epochs.prune": "4"},
-        {"train.epochs.prune": "8"},
+        {"prune.epochs": "4"},
+        {"prune.epochs": "8"},
     ]
 
 
 def test_of_repeats_the_newest_counts(tmp_path):
     write(tmp_path / "old", result("pqd", accuracy=90.0))
     new = result("pqd", accuracy=91.0)
-    new["provenance"]["started"] = "2027-01-01T00:00:00+00:00"
+    new.provenance.started = "2027-01-01T00:00:00+00:00"
     write(tmp_path / "new", new)
     assert [row["accuracy"] for row in points([tmp_path])] == [91.0]
     assert view(load([tmp_path])).repeats == 1
@@ -166,9 +182,10 @@ def test_rows_costs_and_curves(tmp_path):
 def test_saving_counts_a_cached_stage_at_the_time_its_training_took(tmp_path):
     for order, cached, seconds in (("pqd", False, 10.0), ("pdq", True, 0.1)):
         data = result(order)
-        for i, entry in enumerate(data["stages"]):
-            entry |= {"key": f"{order}{i}", "cached": False, "seconds": 1.0}
-        data["stages"][0] |= {"key": "shared", "cached": cached, "seconds": seconds}
+        for i, entry in enumerate(data.stages):
+            entry.key, entry.cached, entry.seconds = f"{order}{i}", False, 1.0
+        first = data.stages[0]
+        first.key, first.cached, first.seconds = "shared", cached, seconds
         write(tmp_path, data)
     report = view(load([tmp_path]))
     saving = report.saving
@@ -180,6 +197,45 @@ def test_saving_counts_a_cached_stage_at_the_time_its_training_took(tmp_path):
     ]
 
 
+# --- stages of other people's
+
+
+@pytest.fixture(params=[True, False], ids=["registered", "unknown"])
+def letter(request):
+    """The letter of a stage that pqd does not have; of an unknown stage it is its initial."""
+    if request.param:
+        toys.register()
+    yield "x" if request.param else "t"
+    if request.param:
+        toys.unregister()
+
+
+def test_orders_with_other_stages_are_in_tables_plots_and_verdicts(tmp_path, letter):
+    better = [81.0 + 0.01 * seed for seed in range(8)]
+    write_orders(tmp_path, {"pxq": better, "pqd": [80.0] * 8, "qdp": [79.0] * 8, "x": better})
+    out = build([tmp_path], tmp_path / "out").parent
+    other = f"p{letter}q"
+    report = view(load([tmp_path]))
+    assert report.orders == ["pqd", "qdp", other, letter]
+    assert report.stages == ["baseline", "prune", "quantize", "distill", "toy"]
+    assert report.verdict.startswith(f"{other} is more accurate than pqd, +1.04 points")
+    page, text, table, points = (
+        (out / name).read_text() for name in ("report.html", "report.md", "table.tex", "points.csv")
+    )
+    assert f"| {other} | 8 | 81.03 |" in text
+    assert f"{letter} toy" in page
+    assert f'data-order="{other}"' in page
+    assert f"\n{other} & 8 & 81.03" in table
+    assert ",toy_seconds," in points
+    plots = json.loads(Links(page).scripts[0])["plots"]
+    for name in ("frontier-0-size", "differences-0", "stages-0"):
+        drawn = {trace.get("meta"): trace for trace in plots[name]["data"]}
+        assert drawn[other]["marker"]["color"] == style.colour(other)
+    assert style.colour(other) not in {*style.COLOURS.values(), style.GREY}
+    assert style.symbol(other) not in style.SYMBOLS.values()
+    assert len(style.polygon(other)) >= 3
+
+
 # --- files
 
 
@@ -187,8 +243,7 @@ def test_saving_counts_a_cached_stage_at_the_time_its_training_took(tmp_path):
 def built(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
     write_sweep(folder, order=(*ORDERS, "q"), seed=range(2), dataset=("digits", "cifar10"))
-    failed = result("pqd", 9) | {"status": "failed", "final": None, "reason": "</script><b>&"}
-    write(folder, failed)
+    write(folder, unfinished(result("pqd", 9), "failed", "</script><b>&"))
     build([folder], folder / "report")
     return folder / "report"
 
@@ -266,11 +321,11 @@ def test_points_csv(built):
         table = list(csv.DictReader(file))
     assert len(table) == 28
     row = next(r for r in table if (r["order"], r["seed"], r["dataset"]) == ("pqd", "1", "digits"))
-    expected = result("pqd", 1)["final"]
-    assert float(row["accuracy"]) == expected["accuracy"]
-    assert int(row["package_bytes"]) == expected["sizes"]["package"]
-    timing = next(t for t in expected["latency"] if t["model"] == "int8" and t["threads"] == 2)
-    assert float(row["onnxruntime_t2_b1_int8_p50_ms"]) == timing["p50_ms"]
+    expected = result("pqd", 1).final
+    assert float(row["accuracy"]) == expected.accuracy
+    assert int(row["package_bytes"]) == expected.sizes["package"]
+    timing = next(t for t in expected.latency if t.model == "int8" and t.threads == 2)
+    assert float(row["onnxruntime_t2_b1_int8_p50_ms"]) == timing.p50_ms
     unpruned = next(r for r in table if r["order"] == "q")
     assert unpruned["target_sparsity"] == unpruned["prune_seconds"] == ""
 
@@ -296,11 +351,10 @@ def test_single_order_without_latencies(tmp_path, seeds):
 
 def test_missing_sizes_and_parts_of_a_result(tmp_path):
     data = result("dq")
-    data["final"] |= {"sizes": {}, "agreement": None, "latency": []}
-    data["final"].pop("accuracy_by_runtime")
-    data["provenance"] = {"started": "2026-03-01T08:00:00+00:00"}
-    for entry in data["stages"]:
-        entry["validation_accuracy"] = None
+    data.final = Final(dense_accuracy=90.0, accuracy=91.0, sparsity=0.0)
+    data.provenance = Provenance(started="2026-03-01T08:00:00+00:00")
+    for entry in data.stages:
+        entry.validation_accuracy = None
     write(tmp_path, data)
     page = build([tmp_path], tmp_path / "out").read_text()
     assert "not recorded" in page
@@ -309,7 +363,7 @@ def test_missing_sizes_and_parts_of_a_result(tmp_path):
 
 
 def test_only_failed_runs_still_make_a_report(tmp_path):
-    write(tmp_path, result() | {"status": "failed", "final": None, "reason": "diverged"})
+    write(tmp_path, unfinished(result(), "failed", "diverged"))
     page = build([tmp_path], tmp_path / "out").read_text()
     assert "No run has completed" in page
     assert (tmp_path / "out" / "points.csv").read_text() == ""

@@ -1,6 +1,5 @@
 """What a reader sees of the report: nothing cut, nothing over another, nothing empty."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -8,7 +7,16 @@ import pytest
 
 from pqd.report import build
 from report_browser import COMMAND, READY, browser
-from report_runs import ORDERS, latency, provenance, result, write, write_sweep
+from report_runs import (
+    ORDERS,
+    latency,
+    provenance,
+    result,
+    unfinished,
+    write,
+    write_bench,
+    write_sweep,
+)
 
 pytestmark = pytest.mark.skipif(
     not shutil.which(COMMAND), reason=f"needs the command {COMMAND} (Debian: apt install chromium)"
@@ -40,12 +48,11 @@ def reports(tmp_path_factory):
     )
     runs += write_sweep(folder / "sweep", order=ORDERS, seed=range(2), backbone=["vgg16_bn"])
     for run in runs:
-        rows = [row | {"noisy": True, "others_share": 0.3} for row in latency("pqd", 1.0)]
+        rows = latency("pqd", 1.0, noisy=True, others_share=0.3)
         where = provenance("AMD EPYC 7763 64-Core Processor", cores=64)
-        bench = {"schema": 1, "provenance": where, "latency": rows}
-        (run.parent / "bench-other.json").write_text(json.dumps(bench))
-    failed = {"status": "failed", "final": None, "reason": "out of memory: " + 200 * "x"}
-    write(folder / "sweep", result("pqd", 9) | failed)
+        write_bench(run.parent / "bench-other.json", where, rows)
+    reason = "out of memory: " + 200 * "x"
+    write(folder / "sweep", unfinished(result("pqd", 9), "failed", reason))
     build([folder / "sweep"], folder / "wide", figures=False)
     build([STUDY], folder / "study", figures=False)
     return folder

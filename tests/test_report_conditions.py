@@ -1,7 +1,7 @@
 """What the report makes of killed jobs, of noise, and of what was measured twice or elsewhere."""
 
-import json
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +10,16 @@ from pqd.report.cases import distinct
 from pqd.report.disturbance import disturbances
 from pqd.report.load import load
 from pqd.report.view import view
-from report_runs import latency, provenance, result, write, write_orders, write_sweep
+from report_runs import (
+    latency,
+    provenance,
+    result,
+    unfinished,
+    write,
+    write_bench,
+    write_orders,
+    write_sweep,
+)
 
 EPYC = "AMD EPYC, 8 cores"
 
@@ -18,14 +27,14 @@ EPYC = "AMD EPYC, 8 cores"
 def trained(number: int, last: str, **changes):
     """A repeat of pqd, made on a day of March, whose last stage has this key."""
     data = result("pqd", runtimes=("onnxruntime",), threads=(1,), **changes)
-    data["provenance"]["started"] = f"2026-03-{number:02d}T08:00:00+00:00"
-    data["stages"][-1]["key"] = last
+    data.provenance.started = f"2026-03-{number:02d}T08:00:00+00:00"
+    data.stages[-1].key = last
     return data
 
 
 def elsewhere(data):
     """The same as measured on another machine."""
-    data["provenance"] |= {"cpu": "AMD EPYC", "cores": 8}
+    data.provenance = replace(data.provenance, cpu="AMD EPYC", cores=8)
     return data
 
 
@@ -35,26 +44,25 @@ def elsewhere(data):
 def test_repeats_keep_what_only_they_measured(tmp_path):
     for number, runtime in enumerate(("onnxruntime", "openvino")):
         data = result("pqd", runtimes=(runtime,), threads=(1,))
-        data["provenance"]["started"] = f"2026-03-0{number + 1}T08:00:00+00:00"
-        data["config"]["runtime"] = {"names": [runtime]}
-        for stage in data["stages"]:
-            stage["key"] = stage["stage"]
+        data.provenance.started = f"2026-03-0{number + 1}T08:00:00+00:00"
+        for stage in data.stages:
+            stage.key = stage.stage
         write(tmp_path / runtime, data)
     (run,), dropped = distinct(load([tmp_path]).runs)
     assert dropped == 1
     assert run.folder.is_relative_to(tmp_path / "openvino")
-    assert [{row["runtime"] for row in m.latency} for m in run.measurements] == [
+    assert [{row.runtime for row in m.latency} for m in run.measurements] == [
         {"onnxruntime", "openvino"}
     ]
 
 
 def test_figures_from_the_cache_carry_the_conditions_they_were_measured_in(tmp_path):
     data = result("pqd", runtimes=("onnxruntime",), threads=(1,))
-    data["final"]["measured"] = provenance("AMD EPYC", cores=8)
+    data.final.measured = provenance("AMD EPYC", cores=8)
     write(tmp_path, data)
     (run,) = load([tmp_path]).runs
-    assert [m.machine for m in run.measurements] == ["AMD EPYC, 8 cores"]
-    assert run.provenance["cores"] == 2
+    assert [m.provenance.machine for m in run.measurements] == ["AMD EPYC, 8 cores"]
+    assert run.result.provenance.cores == 2
 
 
 def test_a_repeat_of_another_network_leaves_nothing(tmp_path):
@@ -62,7 +70,9 @@ def test_a_repeat_of_another_network_leaves_nothing(tmp_path):
     write(tmp_path / "new", trained(2, "two"))
     (run,), dropped = distinct(load([tmp_path]).runs)
     assert dropped == 1
-    assert [m.machine for m in run.measurements] == ["Intel Xeon Platinum 8481C, 2 cores"]
+    assert [m.provenance.machine for m in run.measurements] == [
+        "Intel Xeon Platinum 8481C, 2 cores"
+    ]
 
 
 @pytest.mark.parametrize(("accuracy", "kept"), [(91.0, {"onnxruntime": 91.0}), (90.9, {})])
@@ -72,42 +82,36 @@ def test_a_repeat_elsewhere_keeps_its_latency_and_its_accuracy_if_it_is_the_same
     write(tmp_path / "old", elsewhere(trained(1, "one", accuracy=accuracy)))
     write(tmp_path / "new", trained(2, "one", accuracy=91.0))
     (run,), _ = distinct(load([tmp_path]).runs)
-    other = next(m for m in run.measurements if m.machine == EPYC)
+    other = next(m for m in run.measurements if m.provenance.machine == EPYC)
     assert len(other.latency) == 3
-    assert other.accuracy == kept
+    assert other.accuracy_by_runtime == kept
 
 
 def test_of_two_measurements_the_later_counts_whichever_run_it_belongs_to(tmp_path):
     old, new = trained(1, "one"), trained(5, "one")
-    new["final"]["measured"] = old["provenance"]  # from the cache, like everything else of it
+    new.final.measured = old.provenance  # from the cache, like everything else of it
     for data in (old, new):
-        folder = write(tmp_path / data["provenance"]["started"][:10], data).parent
+        folder = write(tmp_path / data.provenance.started[:10], data).parent
         if data is old:
             later = provenance(started="2026-03-04T08:00:00+00:00")
-            rows = [row | {"p50_ms": 7.0} for row in latency("pqd", 1.0)]
-            bench = {"schema": 1, "provenance": later, "latency": rows}
-            (folder / "bench-cpu.json").write_text(json.dumps(bench))
+            write_bench(folder / "bench-cpu.json", later, latency("pqd", 1.0, p50_ms=7.0))
     (run,), _ = distinct(load([tmp_path]).runs)
     (measurement,) = run.measurements
-    assert {row["p50_ms"] for row in measurement.latency} == {7.0}
+    assert {row.p50_ms for row in measurement.latency} == {7.0}
 
 
-@pytest.mark.parametrize(("dated", "counts"), [(None, 7.0), ("2026-03-01", 5.0)])
+@pytest.mark.parametrize(("dated", "counts"), [("", 7.0), ("2026-03-01", 5.0)])
 def test_an_undated_bench_is_later_than_its_run_and_a_dated_one_when_it_says(
     tmp_path, dated, counts
 ):
     data = trained(2, "one")
-    for row in data["final"]["latency"]:
-        row["p50_ms"] = 5.0
+    for row in data.final.latency:
+        row.p50_ms = 5.0
     folder = write(tmp_path, data).parent
-    where = provenance(started=dated)
-    if dated is None:
-        del where["started"]
-    rows = [row | {"p50_ms": 7.0} for row in latency("pqd", 1.0)]
-    bench = {"schema": 1, "provenance": where, "latency": rows}
-    (folder / "bench-cpu.json").write_text(json.dumps(bench))
+    rows = latency("pqd", 1.0, p50_ms=7.0)
+    write_bench(folder / "bench-cpu.json", provenance(started=dated), rows)
     (run,) = load([tmp_path]).runs
-    assert {row["p50_ms"] for row in run.measurements[0].latency} == {counts}
+    assert {row.p50_ms for row in run.measurements[0].latency} == {counts}
 
 
 # --- reading while jobs run
@@ -132,9 +136,9 @@ def test_a_folder_that_vanishes_meanwhile_is_passed_over(tmp_path, monkeypatch):
 def test_a_stage_that_no_run_trained_was_trained_once(tmp_path):
     for order in ("pqd", "pdq"):
         data = result(order)
-        for i, entry in enumerate(data["stages"]):
-            entry |= {"key": f"{order}{i}", "cached": True, "seconds": 2.0}
-        data["stages"][0]["key"] = "shared"
+        for i, entry in enumerate(data.stages):
+            entry.key, entry.cached, entry.seconds = f"{order}{i}", True, 2.0
+        data.stages[0].key = "shared"
         write(tmp_path, data)
     saving = view(load([tmp_path])).saving
     assert (saving.stages, saving.trained, saving.spent, saving.saved) == (8, 7, 14.0, 2.0)
@@ -145,9 +149,9 @@ def test_a_stage_that_no_run_trained_was_trained_once(tmp_path):
 
 def test_noisy_and_slower_are_marked_in_every_file_with_a_footnote(tmp_path):
     data = result("pqd", runtimes=("onnxruntime",), threads=(1,))
-    for row in data["final"]["latency"]:
-        row |= {"noisy": row["model"] == "int8", "slower_than_dense": row["model"] == "int8"}
-        row |= {"others_share": 0.21, "speedup": 0.5, "p50_ms": 2.0}
+    for row in data.final.latency:
+        row.noisy = row.slower_than_dense = row.model == "int8"
+        row.others_share, row.speedup, row.p50_ms = 0.21, 0.5, 2.0
     write(tmp_path, data)
     build([tmp_path], tmp_path / "out")
     page, text, table = (
@@ -166,8 +170,8 @@ def test_noisy_and_slower_are_marked_in_every_file_with_a_footnote(tmp_path):
 
 def test_a_mark_that_no_cell_bears_is_not_explained(tmp_path):
     data = result("pqd", runtimes=("onnxruntime",), threads=(1,))
-    for row in data["final"]["latency"]:
-        row |= {"noisy": False, "slower_than_dense": row["model"] == "pruned"}
+    for row in data.final.latency:
+        row.slower_than_dense = row.model == "pruned"
     write(tmp_path, data)
     assert view(load([tmp_path])).cases[0].notes == []
 
@@ -175,9 +179,10 @@ def test_a_mark_that_no_cell_bears_is_not_explained(tmp_path):
 def test_runs_beside_each_other_are_told_only_where_nothing_watched_the_cores(tmp_path):
     for seed, share in enumerate((None, 0.0, None)):
         data = result("pqd", seed, runtimes=("onnxruntime",), threads=(1,))
-        data["provenance"] |= {"started": f"2026-03-01T08:00:{5 * seed:02d}+00:00", "seconds": 8}
-        for row in data["final"]["latency"]:
-            row["others_share"] = share
+        started = f"2026-03-01T08:00:{5 * seed:02d}+00:00"
+        data.provenance = replace(data.provenance, started=started, seconds=8.0)
+        for row in data.final.latency:
+            row.others_share = share
         write(tmp_path, data)
     runs = load([tmp_path]).runs
     machine = "Intel Xeon Platinum 8481C, 2 cores"
@@ -233,17 +238,17 @@ def test_figures_of_many_families_go_to_several_files(tmp_path):
 
 def test_a_run_that_was_killed_is_listed(tmp_path):
     write(tmp_path / "done", result("pqd"))
-    write(tmp_path / "killed", result("qpd") | {"status": "running", "final": None, "reason": None})
-    (unfinished,) = load([tmp_path]).unfinished
-    assert unfinished["status"] == "running"
-    assert unfinished["reason"] == "not finished yet, or killed"
+    write(tmp_path / "killed", unfinished(result("qpd"), "running"))
+    (killed,) = load([tmp_path]).unfinished
+    assert killed.status == "running"
+    assert killed.reason == "not finished yet, or killed"
     assert "not finished yet, or killed" in build([tmp_path], tmp_path / "out").read_text()
 
 
 def test_one_runtime_is_not_compared_with_itself(tmp_path):
     for seed, runtimes in enumerate([("onnxruntime",), ("onnxruntime", "openvino")]):
         data = result("pqd", seed, runtimes=runtimes, threads=(1,))
-        data["final"]["accuracy_by_runtime"]["onnxruntime"] -= 0.04
+        data.final.accuracy_by_runtime["onnxruntime"] -= 0.04
         write(tmp_path, data)
         compared = view(load([tmp_path])).checks.get("runtimes")
         assert compared == ("at most 0.04 points apart in any run" if seed else None)

@@ -18,7 +18,7 @@ from pqd.report.statistics import (
 )
 from pqd.report.style import SYMBOLS, log_axis, polygon
 from pqd.report.view import view
-from report_runs import ORDERS, write_orders
+from report_runs import ORDERS, result, write, write_orders
 
 # --- statistics
 
@@ -107,8 +107,13 @@ def test_comparison_is_paired_by_seed(tmp_path):
     base = [80.0, 85.0, 90.0, 82.0, 84.0, 86.0]
     write_orders(tmp_path, {"pqd": base, "dpq": [b + 1 for b in base], "qdp": base[:3], "pq": base})
     found = compare(cases(load([tmp_path]).runs))
-    assert [(c.order, c.difference.n, c.seeds) for c in found] == [("qdp", 3, 3), ("dpq", 6, 6)]
-    qdp, dpq = found
+    assert [(c.order, c.full, c.difference.n, c.seeds) for c in found] == [
+        ("qdp", True, 3, 3),
+        ("dpq", True, 6, 6),
+        ("pq", False, 6, 6),
+    ]
+    qdp, dpq, pq = found
+    assert (pq.difference.mean, pq.p) == (0.0, 1.0)
     assert (qdp.difference.mean, qdp.p, qdp.corrected) == (0.0, None, None)
     assert dpq.difference.mean == pytest.approx(1.0)
     assert dpq.p == dpq.corrected == 2 / 64  # the only order with six seeds
@@ -170,3 +175,43 @@ def test_verdict_without_anything_to_compare(tmp_path):
         "Nothing to compare: the only order that has completed is dpq with 80.00 % (1 run)."
     )
     assert "No order can be compared with pqd" in text_of(tmp_path / "two")
+
+
+def test_single_techniques_are_compared_too_and_say_nothing_of_full_orders(tmp_path):
+    base = [80.0 + seed for seed in range(8)]
+    write_orders(tmp_path, {"pqd": base, "d": [b + 2 + b / 100 for b in base]})
+    report = view(load([tmp_path]))
+    assert report.verdict.startswith("d is more accurate than pqd, +2.8")
+    write_orders(tmp_path, {"pdq": [b - 1 for b in base]})
+    report = view(load([tmp_path]))
+    assert [(c.order, c.corrected) for c in report.comparisons] == [
+        ("pdq", 2 / 256),
+        ("d", 2 / 256),
+    ]
+    assert report.verdict.startswith("No order is shown to be more accurate than pqd; pdq is less")
+    (case,) = report.cases
+    assert (case.best.order, case.among) == ("pqd", " among full orders")
+
+
+def test_nothing_is_averaged_over_settings(tmp_path):
+    for alpha, accuracy in ((0.5, 80.0), (0.9, 90.0)):
+        write_orders(tmp_path, {"dpq": [accuracy]}, alpha=alpha)
+    assert text_of(tmp_path) == (
+        "Nothing to compare but settings of dpq: the highest mean accuracy is dpq with 90.00 % "
+        "(1 run, resnet20 · digits · distill.alpha=0.9 · sparsity 80 %)."
+    )
+    write_orders(tmp_path, {"p": [91.0]})
+    assert text_of(tmp_path) == (
+        "No order can be compared with pqd, which was not run; the highest mean accuracy is that "
+        "of p with 91.00 % (1 run, resnet20 · digits · distill.alpha=0.5 · sparsity 80 %)."
+    )
+
+
+def test_a_pair_shares_its_baseline(tmp_path):
+    write_orders(tmp_path, {"pqd": [80.0], "pdq": [81.0]})
+    other = result("pdq", accuracy=70.0)  # trained elsewhere, and so is its baseline
+    other.config["train"]["device"] = "cuda"
+    write(tmp_path / "other", other)
+    (c,) = compare(cases(load([tmp_path]).runs))
+    assert (c.difference.n, c.difference.mean) == (1, 1.0)
+    assert view(load([tmp_path])).repeats == 0

@@ -1,7 +1,5 @@
 """The report of one or several sweeps: report.html, report.md, points.csv, figures, a table."""
 
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ def build(folders: Iterable[Path], output: Path, *, figures: bool = True) -> Pat
     Raises:
         UserError: a folder does not exist, or there is no result.json below any.
     """
+    from pqd import files
     from pqd.report import latex, page, static
     from pqd.report.load import load
     from pqd.report.spreadsheet import rows, to_csv
@@ -34,16 +33,16 @@ def build(folders: Iterable[Path], output: Path, *, figures: bool = True) -> Pat
     loaded = load(folders)
     report = view(loaded)
     drawn = static.frontier(report) if figures else {}
-    files = {
-        "points.csv": to_csv(rows(loaded)).encode(),
-        "table.tex": latex.latex(report).encode(),
+    contents: dict[str, str | bytes] = {
+        "points.csv": to_csv(rows(loaded)),
+        "table.tex": latex.latex(report),
         **drawn,
-        "report.md": page.markdown(report, figure="frontier.png" in drawn).encode(),
-        "report.html": page.html(report).encode(),
+        "report.md": page.markdown(report, figure="frontier.png" in drawn),
+        "report.html": page.html(report),
     }
     output.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        _replace(output / name, content)
+    for name, content in contents.items():
+        files.write(output / name, content)
     return output / "report.html"
 
 
@@ -57,15 +56,3 @@ def points(folders: Iterable[Path]) -> list[dict[str, Any]]:
     from pqd.report.spreadsheet import rows
 
     return rows(load(folders))
-
-
-def _replace(path: Path, content: bytes) -> None:
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        os.chmod(name, 0o644)  # mkstemp's 0600 would hide the report from others
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise

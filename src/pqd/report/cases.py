@@ -1,39 +1,32 @@
-"""Groups runs into cases: what may be averaged over seeds and what may be compared."""
+"""Groups runs into cases: what may be averaged over repetitions and what may be compared."""
 
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from pqd.identity import option_at
 from pqd.report.load import Run, by_machine
 
-ORDERS = ("pqd", "pdq", "qpd", "qdp", "dpq", "dqp")
-PARTIAL = ("pq", "qp", "pd", "dp", "qd", "dq", "p", "q", "d", "none")
 REFERENCE = "pqd"  # what every order is compared with
-
-# Keys that name the run or can't change what is trained; `prune.sparsity` is a case's own field.
-_IGNORED = (
-    *("seed", "order.", "backbone.name", "dataset.name", "dataset.root"),
-    *("prune.sparsity", "runtime.", "logger.", "cache."),
-    *("train.device", "train.compile", "train.eval_batch_size"),
-)
+FULL = len(REFERENCE)  # stages of an order at least, to answer which order is best
 
 
 @dataclass
 class Case:
-    """One backbone, data set and sparsity (and whatever else was swept): orders differ, and seeds.
+    """One backbone, data set, sparsity and whatever else was swept: orders differ, and seeds.
 
-    Runs of an order that doesn't prune belong to the case of every sparsity.
+    A run whose order lacks a stage belongs to the case of every setting of that stage.
     """
 
     backbone: str
     dataset: str
-    sparsity: float | None
+    axes: dict[str, float]  # such as prune.sparsity, by dotted key
     variant: dict[str, str]  # other swept keys
     runs: list[Run] = field(default_factory=list)
 
     @property
     def family(self) -> str:
-        """The case but for its sparsity: what shares one frontier."""
+        """The case but for its axes: what shares one frontier."""
         return " · ".join(self._names())
 
     @property
@@ -43,26 +36,46 @@ class Case:
 
     def parts(self) -> list[str]:
         """The parts of the label."""
-        if self.sparsity is None:
-            return self._names()
-        return [*self._names(), f"sparsity {100 * self.sparsity:g} %"]
+        return [*self._names(), *(axis(key, value) for key, value in self.axes.items())]
 
     def _names(self) -> list[str]:
         return [self.backbone, self.dataset, *(f"{k}={v}" for k, v in self.variant.items())]
 
     def orders(self) -> list[str]:
-        """The orders that were run: three stages first, in a fixed sequence, then the shorter."""
+        """The orders that were run, see `sort_orders`."""
         return sort_orders({run.order: len(run.stages) for run in self.runs})
 
     def of(self, order: str) -> list[Run]:
         """The runs of one order, by seed."""
         return sorted((r for r in self.runs if r.order == order), key=lambda r: r.seed)
 
+    def takes(self, run: Run, variant: dict[str, str]) -> bool:
+        """Whether a run, of which these keys were swept, contradicts the case in nothing."""
+        mine, its = self.axes | self.variant, run.axes | variant
+        same = (run.backbone, run.dataset) == (self.backbone, self.dataset)
+        return same and all(mine.get(key) == value for key, value in its.items())
+
+
+def axis(key: str, value: float) -> str:
+    """A setting that is an axis in words, e.g. `sparsity 90 %`; shares are in %."""
+    option = option_at(key)
+    share = option.interval is not None and option.interval.high <= 1
+    return f"{option.axis or key} " + (f"{100 * value:g} %" if share else f"{value:g}")
+
 
 def sort_orders(stages: dict[str, int]) -> list[str]:
-    """Sorts order names (with their number of stages) as tables and legends show them."""
-    known = {name: i for i, name in enumerate(ORDERS + PARTIAL)}
-    return sorted(stages, key=lambda o: (-stages[o], known.get(o, len(known)), o))
+    """Sorts order names (with their number of stages) as tables and legends show them.
+
+    Full orders come first, then the shorter ones, each in a fixed sequence; those with letters
+    that the reference lacks come last among either.
+    """
+
+    def rank(order: str) -> tuple[object, ...]:
+        places = [REFERENCE.find(letter) % (len(REFERENCE) + 1) for letter in order]
+        unknown = stages[order] > 0 and len(REFERENCE) in places
+        return -min(stages[order], FULL), unknown, -stages[order], sorted(places), places, order
+
+    return sorted(stages, key=rank)
 
 
 def distinct(runs: Iterable[Run]) -> tuple[list[Run], int]:
@@ -76,8 +89,8 @@ def distinct(runs: Iterable[Run]) -> tuple[list[Run], int]:
     runs = list(runs)
     repeats: dict[tuple[object, ...], list[Run]] = defaultdict(list)
     for run in sorted(runs, key=lambda r: r.started):
-        relevant = tuple(sorted((k, v) for k, v in run.config.items() if _matters(k, run)))
-        key = run.order, run.backbone, run.dataset, run.sparsity, run.seed, relevant
+        settings = tuple(sorted((run.axes | run.outcome).items()))
+        key = run.order, run.backbone, run.dataset, run.repetition, settings
         repeats[key].append(run)
     kept = {id(group[-1]): _merged(group) for group in repeats.values()}
     return [kept[id(run)] for run in runs if id(run) in kept], len(runs) - len(kept)
@@ -88,13 +101,12 @@ def _merged(repeats: list[Run]) -> Run:
     newest = repeats[-1]
     if len(repeats) == 1:
         return newest
-    key = newest.record[-1].get("key")
     found = []
     for run in repeats:
-        if run is newest or (key and run.record[-1].get("key") == key):
+        if run is newest or run.result.stages[-1].key == newest.result.stages[-1].key:
             # Trained twice, on machines that round differently: as fast, not as accurate.
             same = run.accuracy == newest.accuracy
-            found += [m if same else replace(m, accuracy={}) for m in run.measurements]
+            found += [m if same else replace(m, accuracy_by_runtime={}) for m in run.measurements]
     return replace(newest, measurements=by_machine(found))
 
 
@@ -102,52 +114,35 @@ def cases(runs: Iterable[Run]) -> list[Case]:
     """Groups distinct runs into cases, sorted by name."""
     found: list[Case] = []
     # The most specific first: a run joins every case that it does not contradict.
-    for run, variant in sorted(variants(runs), key=lambda v: (-len(v[1]), v[0].sparsity is None)):
-        fits = [case for case in found if _fits(variant, run, case)]
+    for run, variant in sorted(variants(runs), key=lambda v: (-len(v[1]), -len(v[0].axes))):
+        fits = [case for case in found if case.takes(run, variant)]
         if not fits:
-            fits = [Case(run.backbone, run.dataset, run.sparsity, variant)]
+            fits = [Case(run.backbone, run.dataset, run.axes, variant)]
             found += fits
         for case in fits:
             case.runs.append(run)
-    return sorted(found, key=lambda c: (c.family, c.sparsity or 0.0))
+    return sorted(found, key=lambda c: (c.family, tuple(c.axes.values())))
 
 
 def variants(runs: Iterable[Run]) -> list[tuple[Run, dict[str, str]]]:
-    """Every run with those keys of its configuration that were swept, but for a case's own."""
+    """Every run with those settings that were swept, but for a case's own."""
     groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in runs:
         groups[run.backbone, run.dataset].append(run)
     return [
-        (run, {k: v for k, v in run.config.items() if k in swept and _matters(k, run)})
+        (run, {k: v for k, v in run.outcome.items() if k in swept})
         for members in groups.values()
         for swept in [_swept(members)]
         for run in members
     ]
 
 
-def _fits(variant: dict[str, str], run: Run, case: Case) -> bool:
-    same = (run.backbone, run.dataset) == (case.backbone, case.dataset)
-    same = same and all(case.variant.get(k) == v for k, v in variant.items())
-    return same and run.sparsity in (None, case.sparsity)
-
-
-def _matters(key: str, run: Run) -> bool:
-    """Whether a key can have changed the run's outcome."""
-    if key.startswith(_IGNORED):
-        return False
-    for stage in ("prune", "quantize", "distill"):
-        if stage not in run.stages and stage in key.split("."):
-            return False
-    return True
-
-
 def _swept(runs: list[Run]) -> set[str]:
     """Keys with several values, but for those that go one to one with the seed."""
     pairs: dict[str, set[tuple[int, str]]] = defaultdict(set)
     for run in runs:
-        for key, value in run.config.items():
-            if _matters(key, run):
-                pairs[key].add((run.seed, value))
+        for key, value in run.outcome.items():
+            pairs[key].add((run.seed, value))
     swept = set()
     for key, found in pairs.items():
         values, seeds = {value for _, value in found}, {seed for seed, _ in found}

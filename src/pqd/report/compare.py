@@ -1,10 +1,11 @@
-"""Compares every three-stage order with the reference order, and says in words what is proven."""
+"""Compares every order with the reference order, and says in words what is proven."""
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
 from pqd.report import words
-from pqd.report.cases import REFERENCE, Case, sort_orders
+from pqd.report.cases import FULL, REFERENCE, Case, sort_orders
+from pqd.report.load import Run
 from pqd.report.statistics import (
     LEVEL,
     MIN_SEEDS,
@@ -16,7 +17,8 @@ from pqd.report.statistics import (
     smallest_p,
 )
 
-Pair = tuple[int, str, str]  # seed, backbone, data set
+Mean = tuple[str, str, Estimate]  # order, case, accuracy in %
+Pair = tuple[tuple[str, ...], str, str]  # repetition, backbone, data set
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Comparison:
     """Accuracy of an order minus that of the reference, in points, over pairs."""
 
     order: str
+    full: bool  # of as many stages as the reference: only such orders answer which is best
     difference: Estimate  # n is the number of pairs
     seeds: int  # different seeds among the pairs
     p: float | None  # None with fewer than six seeds
@@ -54,26 +57,35 @@ def compare(cases: list[Case]) -> list[Comparison]:
     """Compares over one case or several: a pair is one backbone, data set and seed.
 
     Runs of one backbone, data set and seed share their dense baseline, whatever their sparsity, so
-    they are not independent: the mean over their cases counts as one difference.
+    they are not independent: the mean over their cases counts as one difference. Full orders and
+    shorter ones are two questions, so each has a correction of its own.
     """
-    accuracy: dict[str, dict[Pair, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    runs_of: dict[str, dict[Pair, dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
+    lengths: dict[str, int] = {}
     for i, case in enumerate(cases):
         for run in case.runs:
-            if len(run.stages) == 3:
-                pair = run.seed, run.backbone, run.dataset
-                accuracy[run.order][pair][i] = run.accuracy
-    reference = accuracy.pop(REFERENCE, {})
-    found: list[Comparison] = []
-    for order in sort_orders(dict.fromkeys(accuracy, 3)):
-        differences, seeds = [], set()
-        for key, points in accuracy[order].items():
-            both = [i for i in points if i in reference.get(key, {})]
-            if both:
-                differences.append(sum(points[i] - reference[key][i] for i in both) / len(both))
-                seeds.add(key[0])
+            runs_of[run.order][run.repetition, run.backbone, run.dataset][i] = run
+            lengths[run.order] = len(run.stages)
+    reference = runs_of.get(REFERENCE, {})
+    found: dict[bool, list[Comparison]] = {True: [], False: []}
+    for order in sort_orders(lengths):
+        if order == REFERENCE:
+            continue
+        differences: list[float] = []
+        seeds: set[int] = set()
+        for key, runs in runs_of[order].items():
+            others = reference.get(key, {})
+            if both := [runs[i].accuracy - others[i].accuracy for i in runs if i in others]:
+                differences.append(sum(both) / len(both))
+                seeds.update(run.seed for run in runs.values())
         if difference := estimate(differences):
             p = sign_flip(differences) if len(seeds) >= MIN_SEEDS else None
-            found.append(Comparison(order, difference, len(seeds), p))
+            full = lengths[order] >= FULL
+            found[full].append(Comparison(order, full, difference, len(seeds), p))
+    return [*_corrected(found[True]), *_corrected(found[False])]
+
+
+def _corrected(found: list[Comparison]) -> list[Comparison]:
     corrected = iter(holm([c.p for c in found if c.p is not None]))
     smallest = iter(holm([smallest_p(c.difference.n) for c in found if c.p is not None]))
     return [
@@ -82,17 +94,18 @@ def compare(cases: list[Case]) -> list[Comparison]:
     ]
 
 
-def verdict(comparisons: list[Comparison], accuracies: dict[str, Estimate]) -> str:
+def verdict(comparisons: list[Comparison], means: list[Mean]) -> str:
     """One sentence: which order is more accurate, by how much, and whether that is proven.
 
     Args:
-        comparisons: of `compare`.
-        accuracies: mean accuracy (%) of every order, to name when nothing can be compared.
+        comparisons: of `compare`; the shorter orders count where there are no others.
+        means: to name the highest when nothing can be compared.
     """
-    if not accuracies:
+    if not means:
         return "No run has completed, so there is nothing to compare."
     if not comparisons:
-        return _nothing_to_compare(accuracies)
+        return _nothing_to_compare(means)
+    comparisons = [c for c in comparisons if c.full] or comparisons
     best = max(comparisons, key=lambda c: c.difference.mean)
     tested = [c for c in comparisons if c.p is not None]
     if not tested:
@@ -130,14 +143,21 @@ def _are(found: list[Comparison]) -> str:
     return f"{'is' if len(found) == 1 else 'are'} {words.listed(names)}"
 
 
-def _nothing_to_compare(accuracies: dict[str, Estimate]) -> str:
-    order, accuracy = max(accuracies.items(), key=lambda item: item[1].mean)
-    found = f"{order} with {accuracy.mean:.2f} % ({words.count(accuracy.n, 'run')})"
-    if len(accuracies) == 1:
+def _nothing_to_compare(means: list[Mean]) -> str:
+    order, case, accuracy = max(means, key=lambda mean: mean[2].mean)
+    where = f", {case}" if len(means) > 1 and case else ""
+    found = f"{order} with {accuracy.mean:.2f} % ({words.count(accuracy.n, 'run')}{where})"
+    orders = {order for order, _, _ in means}
+    if len(means) == 1:
         return f"Nothing to compare: the only order that has completed is {found}."
+    if len(orders) == 1:
+        return f"Nothing to compare but settings of {order}: the highest mean accuracy is {found}."
+    reason = f", because no run of another has the seed and settings of one of {REFERENCE}"
+    if REFERENCE not in orders:
+        reason = ", which was not run"
     return (
-        f"No order can be compared with {REFERENCE}, because no pair of runs with the same seed "
-        f"and settings has completed; the highest mean accuracy is that of {found}."
+        f"No order can be compared with {REFERENCE}{reason}; the highest mean accuracy is that of "
+        f"{found}."
     )
 
 

@@ -55,8 +55,8 @@ def training_times(runs: list[Run]) -> dict[str, float]:
     """
     seconds: dict[str, float] = defaultdict(float)
     for run in runs:
-        for entry in run.record:
-            seconds[_key(entry)] = max(seconds[_key(entry)], float(entry["seconds"]))
+        for entry in run.result.stages:
+            seconds[entry.key] = max(seconds[entry.key], entry.seconds)
     return dict(seconds)
 
 
@@ -65,13 +65,12 @@ def costs(case: Case, times: dict[str, float]) -> list[Cost]:
     found = []
     for order in case.orders():
         runs = case.of(order)
-        names = [entry["stage"] for entry in runs[0].record]
+        stages = list(zip(*(run.result.stages for run in runs), strict=True))
         means = [
-            sum(times[_key(run.record[i])] for run in runs) / len(runs) for i in range(len(names))
+            (same[0].stage, sum(times[entry.key] for entry in same) / len(runs)) for same in stages
         ]
-        entries = [entry for run in runs for entry in run.record]
-        cached = sum(bool(entry.get("cached")) for entry in entries)
-        found.append(Cost(order, list(zip(names, means, strict=True)), cached, len(entries)))
+        cached = sum(entry.cached for same in stages for entry in same)
+        found.append(Cost(order, means, cached, len(stages) * len(runs)))
     return found
 
 
@@ -81,21 +80,21 @@ def saving(runs: list[Run], times: dict[str, float]) -> Saving:
     A stage that no run says it trained was trained once all the same, by an attempt that was killed
     or by another sweep.
     """
-    entries = [entry for run in runs for entry in run.record]
+    entries = [entry for run in runs for entry in run.result.stages]
     trainings = dict.fromkeys(times, 0)
     for entry in entries:
-        trainings[_key(entry)] += not entry.get("cached")
+        trainings[entry.key] += not entry.cached
     trainings = {key: max(1, count) for key, count in trainings.items()}
     return Saving(
         stages=len(entries),
         trained=sum(trainings.values()),
-        seconds=sum(times[_key(entry)] for entry in entries),
+        seconds=sum(times[entry.key] for entry in entries),
         spent=sum(times[key] * count for key, count in trainings.items()),
     )
 
 
 def curves(case: Case) -> list[Curve]:
-    """Validation accuracy through the stages; three-stage orders only, where there are any."""
+    """Validation accuracy through the stages, of the orders with the most stages."""
     found = []
     orders = case.orders()
     longest = max(len(case.of(order)[0].stages) for order in orders)
@@ -103,16 +102,10 @@ def curves(case: Case) -> list[Curve]:
         runs = case.of(order)
         if len(runs[0].stages) < longest:
             continue
-        accuracy = []
-        for i in range(len(runs[0].record)):
-            values = [run.record[i].get("validation_accuracy") for run in runs]
-            if mean := estimate([float(v) for v in values if v is not None]):
-                accuracy.append(mean)
-        names = [entry["stage"] for entry in runs[0].record]
-        if len(accuracy) == len(names):
-            found.append(Curve(order, names, accuracy))
+        means = {}
+        for same in zip(*(run.result.stages for run in runs), strict=True):
+            known = [e.validation_accuracy for e in same if e.validation_accuracy is not None]
+            means[same[0].stage] = estimate(known)
+        if all(means.values()):
+            found.append(Curve(order, list(means), [mean for mean in means.values() if mean]))
     return found
-
-
-def _key(entry: dict) -> str:
-    return str(entry.get("key") or id(entry))

@@ -8,12 +8,13 @@ from collections import defaultdict
 from typing import Any
 
 from pqd.report import words
-from pqd.report.cases import REFERENCE
+from pqd.report.cases import REFERENCE, axis
 from pqd.report.compare import Comparison
 from pqd.report.cost import Curve
 from pqd.report.statistics import Estimate
 from pqd.report.style import colour, symbol
-from pqd.report.summary import DENSE, Frontier, Point
+from pqd.report.summary import Frontier, Point
+from pqd.result import DENSE
 
 Figure = dict[str, Any]
 
@@ -74,8 +75,7 @@ def _unit(f: Frontier) -> tuple[str, float]:
 
 def _hover(p: Point, unit: str, scale: float) -> str:
     lines = [f"<b>{p.order}</b>{' (dominated)' if p.dominated else ''}"]
-    if p.sparsity is not None:
-        lines.append(f"target sparsity {100 * p.sparsity:g} %")
+    lines += [f"target {axis(key, value)}" for key, value in p.axes]
     lines.append(f"{p.cost / scale:.3g} {unit}")
     lines.append(_words(p.accuracy))
     return "<br>".join(lines)

@@ -2,7 +2,7 @@
 
 from pqd.report import words
 from pqd.report.statistics import Estimate
-from pqd.report.summary import DENSE, Condition
+from pqd.report.summary import Condition
 from pqd.report.view import CaseView, Report
 
 _SPECIAL = {
@@ -57,14 +57,13 @@ def _notes(report: Report, shown: list[Condition]) -> list[str]:
 def _rows(view: CaseView, shown: list[Condition]) -> list[str]:
     lines = []
     for row in view.rows:
-        size = row.sizes.get("fp32_onnx" if row.order == DENSE else "package")
         timings = [row.timing(c) for c in shown]
         cells = [
             row.order,
             str(row.accuracy.n),
             _with_deviation(row.accuracy),
             f"{row.sparsity.mean:.1f}",
-            words.bytes_(size.mean if size else None),
+            words.bytes_(row.size),
             *map(words.latency, timings),
         ]
         lines.append(_line(cells))

@@ -1,58 +1,55 @@
 """Reads result.json and bench-*.json files into `Run`s. What can't be read is named, not raised."""
 
 import hashlib
-import json
-import math
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pqd.errors import UserError
+from pqd.config import BASELINE
+from pqd.errors import UserError, one_line
+from pqd.identity import option_at, owner
+from pqd.options import Decides, Option
+from pqd.result import FILE, Bench, Final, Latency, Result, read, read_as
+from pqd.stages import spell
 
-SCHEMA = 1
-STATUSES = ("completed", "failed", "interrupted", "running")
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What one machine measured of one run."""
-
-    machine: str
-    provenance: dict[str, Any]
-    latency: list[dict[str, Any]]  # rows as in result.json
-    accuracy: dict[str, float]  # by runtime, % of the test split
+OWN = ("order.", "backbone.name", "dataset.name")  # settings that `Run` and `Case` have by name
+KILLED, UNKNOWN = "not finished yet, or killed", "no reason recorded"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A completed run."""
+    """A completed run: its result, and what its settings decide."""
 
     folder: Path
     digest: str  # SHA-256 of its result.json
-    config: dict[str, str]  # dotted key -> value
-    order: str  # initials of the stages, e.g. pqd; none without any
-    stages: tuple[str, ...]  # of the order, without the baseline
+    result: Result
+    final: Final  # of the result
+    order: str  # letters of the stages that it ran, e.g. pqd; none without any
     backbone: str
     dataset: str
-    sparsity: float | None  # target, share of zeros; None where the order doesn't prune
     seed: int
-    config_hash: str
-    record: list[dict[str, Any]]  # one entry per stage, the baseline first
-    final: dict[str, Any]
-    provenance: dict[str, Any]
-    measurements: list[Measurement]  # one per machine, see `by_machine`
+    axes: dict[str, float]  # what reports show as an axis, e.g. prune.sparsity, by dotted key
+    outcome: dict[str, str]  # all else that decides the outcome
+    repetition: tuple[str, ...]  # settings that tell the repetitions of one experiment apart
+    measurements: list[Bench]  # one per machine, see `by_machine`
+
+    @property
+    def stages(self) -> list[str]:
+        """Names of the stages after the baseline."""
+        return self.result.order
 
     @property
     def accuracy(self) -> float:
         """Top-1 of the exported model, % of the test split."""
-        return float(self.final["accuracy"])
+        return self.final.accuracy
 
     @property
     def started(self) -> str:
         """When the run started, ISO 8601."""
-        return str(self.provenance.get("started", ""))
+        return self.result.provenance.started
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class Loaded:
     """Everything found below the folders."""
 
     runs: list[Run]
-    unfinished: list[dict[str, str]]  # runs that did not complete: name, status, reason
+    unfinished: list[Result]  # of runs that did not complete, all with a reason
     problems: list[str]  # files that could not be read, one line each
 
 
@@ -71,23 +68,20 @@ def load(folders: Iterable[Path]) -> Loaded:
         UserError: a folder does not exist, or there is no result.json at all.
     """
     folders = list(folders)
-    loaded = Loaded([], [], [])
+    loaded, options = Loaded([], [], []), cache(option_at)
     for path in _results(folders):
         try:
-            content = path.read_bytes()
-            data = _parse(content)
-            if data.get("status") not in STATUSES:
-                raise ValueError(f"status is {data.get('status')!r}, not one of {STATUSES}")
-            if data["status"] == "completed":
-                digest = hashlib.sha256(content).hexdigest()
-                loaded.runs.append(_run(path.parent, digest, data, loaded.problems))
+            result = read(path.parent)
+            if result.status == "completed":
+                loaded.runs.append(_run(path.parent, result, options, loaded.problems))
             else:
-                loaded.unfinished.append(_unfinished(path.parent, data))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                reason = KILLED if result.status == "running" else UNKNOWN
+                loaded.unfinished.append(replace(result, reason=result.reason or reason))
+        except (OSError, ValueError) as error:
             loaded.problems.append(_problem(path, error))
     if not (loaded.runs or loaded.unfinished or loaded.problems):
         names = ", ".join(str(folder) for folder in folders)
-        raise UserError(f"no result.json below {names}; give the folder of a run or of a sweep")
+        raise UserError(f"no {FILE} below {names}; give the folder of a run or of a sweep")
     return loaded
 
 
@@ -97,94 +91,53 @@ def _results(folders: list[Path]) -> Iterator[Path]:
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder; give the folder of a run or of a sweep")
         # Unlike rglob, os.walk passes over a folder that vanishes meanwhile, as a job's does.
-        walk = os.walk(folder)
-        for path in sorted(
-            Path(at, "result.json") for at, _, names in walk if "result.json" in names
-        ):
+        for path in sorted(Path(at, FILE) for at, _, names in os.walk(folder) if FILE in names):
             if (resolved := path.resolve()) not in seen:
                 seen.add(resolved)
                 yield path
 
 
 def _problem(path: Path, error: Exception) -> str:
-    what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-    return f"{path.parent.name}/{path.name}: {what}".replace("\n", " ")
+    return f"{path.parent.name}/{path.name}: {one_line(error).replace(str(path), '').lstrip(': ')}"
 
 
-def _parse(content: bytes) -> dict[str, Any]:
-    data = json.loads(content)
-    if not isinstance(data, dict):
-        raise ValueError("not a JSON object")
-    if data.get("schema") != SCHEMA:
-        raise ValueError(f"schema is {data.get('schema')!r}; this version reads {SCHEMA}")
-    return data
-
-
-def _unfinished(folder: Path, data: dict[str, Any]) -> dict[str, str]:
-    killed = "not finished yet, or killed" if data["status"] == "running" else "no reason recorded"
-    return {
-        "name": str(data.get("name") or folder.name),
-        "status": data["status"],
-        "reason": str(data.get("reason") or killed),
-    }
-
-
-def _run(folder: Path, digest: str, data: dict[str, Any], problems: list[str]) -> Run:
-    config, final = data["config"], data["final"]
-    stages = tuple(config["order"]["stages"])
-    if len(data["stages"]) != len(stages) + 1:
-        raise ValueError(f"{len(data['stages'])} stages recorded, a baseline and {stages} expected")
-    for key in ("accuracy", "dense_accuracy", "sparsity"):
-        _number(final, key)
-    sizes = final.get("sizes") or {}
-    for name in sizes:
-        _optional(sizes, name)
-    for record in data["stages"]:
-        _require(record, "stage")
-        _number(record, "seconds")
-        _optional(record, "validation_accuracy")
+def _run(
+    folder: Path, result: Result, options: Callable[[str], Option], problems: list[str]
+) -> Run:
+    if result.final is None:
+        raise ValueError("final is missing, though the run has completed")
+    if len(result.stages) != len(result.order) + 1:
+        raise ValueError(f"{len(result.stages)} stages recorded, a baseline and {result.order} run")
+    settings = dict(_flat(result.config))
+    if missing := [k for k in ("seed", "backbone.name", "dataset.name") if k not in settings]:
+        raise ValueError(f"config.{missing[0]} is missing")
+    # A stage's settings decide nothing where the stage was not run.
+    stages = (None, BASELINE, *result.order)
+    counted = {k: v for k, v in settings.items() if owner(k) in stages and not k.startswith(OWN)}
+    deciding = {k: v for k, v in counted.items() if options(k).decides is Decides.OUTCOME}
+    final = result.final
     # The cache may have handed the figures to this run from another machine and time.
-    measured = [_measurement(final.get("measured") or data["provenance"], final)]
+    where = final.measured or result.provenance
+    measured = [Bench(where, final.latency, final.accuracy_by_runtime)]
     for path in sorted(folder.glob("bench-*.json")):
         try:
-            bench = _parse(path.read_bytes())
-            measured.append(_measurement(bench["provenance"], bench))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            measured.append(read_as(Bench, path))
+        except (OSError, ValueError) as error:
             problems.append(_problem(path, error))
     return Run(
         folder=folder,
-        digest=digest,
-        config=dict(_flat(config)),
-        order="".join(stage[0] for stage in stages) or "none",  # order.name may have kept a preset
-        stages=stages,
-        backbone=str(config["backbone"]["name"]),
-        dataset=str(config["dataset"]["name"]),
-        sparsity=_number(config["prune"], "sparsity") if "prune" in stages else None,
-        seed=int(config["seed"]),
-        config_hash=str(data.get("config_hash", "")),
-        record=data["stages"],
+        digest=hashlib.sha256((folder / FILE).read_bytes()).hexdigest(),
+        result=result,
         final=final,
-        provenance=data["provenance"],
+        order=spell(result.order),
+        backbone=settings["backbone.name"],
+        dataset=settings["dataset.name"],
+        seed=int(settings["seed"]),
+        axes={k: float(v) for k, v in deciding.items() if options(k).axis},
+        outcome={k: v for k, v in deciding.items() if not options(k).axis},
+        repetition=tuple(v for k, v in counted.items() if options(k).decides is Decides.REPEAT),
         measurements=by_machine(measured),
     )
-
-
-def _number(data: dict[str, Any], key: str) -> float:
-    value = data[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{key} is {value!r}, a finite number was expected")
-    return float(value)
-
-
-def _require(data: dict[str, Any], *keys: str) -> None:
-    for key in keys:
-        if key not in data:
-            raise KeyError(key)
-
-
-def _optional(data: dict[str, Any], key: str) -> None:
-    if data.get(key) is not None:
-        _number(data, key)
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -195,30 +148,17 @@ def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]
             yield f"{prefix}{key}", str(value)
 
 
-def _measurement(provenance: dict[str, Any], data: dict[str, Any]) -> Measurement:
-    rows = data.get("latency") or []
-    for row in rows:
-        _number(row, "p50_ms")
-        _require(row, "runtime", "model")
-        int(row["threads"])
-        int(row["batch_size"])
-    machine = f"{provenance.get('cpu', 'unknown CPU')}, {provenance.get('cores', '?')} cores"
-    return Measurement(machine, provenance, rows, data.get("accuracy_by_runtime") or {})
-
-
-def by_machine(measurements: Iterable[Measurement]) -> list[Measurement]:
+def by_machine(measurements: Iterable[Bench]) -> list[Bench]:
     """One measurement per machine: where one measured the same thing twice, the later counts."""
-    joined: dict[str, Measurement] = {}
+    joined: dict[str, Bench] = {}
     # Only `pqd bench` ever left out the date, and it measures what is finished.
-    for new in sorted(measurements, key=lambda m: str(m.provenance.get("started", "9999"))):
-        old = joined.get(new.machine)
-        rows = {_same(row): row for m in (old, new) if m for row in m.latency}
-        accuracy = (old.accuracy if old else {}) | new.accuracy
-        joined[new.machine] = Measurement(
-            new.machine, new.provenance, list(rows.values()), accuracy
-        )
+    for new in sorted(measurements, key=lambda m: m.provenance.started or "9999"):
+        old = joined.get(new.provenance.machine, Bench(new.provenance, []))
+        rows = {_same(row): row for row in (*old.latency, *new.latency)}
+        accuracy = old.accuracy_by_runtime | new.accuracy_by_runtime
+        joined[new.provenance.machine] = Bench(new.provenance, list(rows.values()), accuracy)
     return list(joined.values())
 
 
-def _same(row: dict[str, Any]) -> tuple[Any, ...]:
-    return row["runtime"], row["threads"], row["batch_size"], row["model"]
+def _same(row: Latency) -> tuple[object, ...]:
+    return row.runtime, row.threads, row.batch_size, row.model

@@ -1,51 +1,19 @@
 """report.html: one self-contained file, interactive, without network."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
+from pqd.config import BASELINE
 from pqd.report import cost, figures, static, words
 from pqd.report.cases import REFERENCE
 from pqd.report.statistics import LEVEL
-from pqd.report.style import STEPS, colour, polygon
-from pqd.report.summary import DENSE, MARGIN, SIZES, Condition, Row, Timing
+from pqd.report.style import STEPS, colour, polygon, stage_colour
+from pqd.report.summary import MARGIN, Row
 from pqd.report.view import Report
-
-SIZE_NAMES = {
-    "fp32_checkpoint": "FP32 checkpoint",
-    "fp32_onnx": "FP32 ONNX",
-    "int8_onnx": "INT8 ONNX",
-    "int8_onnx_zstd": "INT8 ONNX, zstd",
-    "package": "package",
-    "floor": "Shannon floor",
-}
-STAGE_COLOURS = {
-    "baseline": "#8a8f98",
-    "prune": "#4c78a8",
-    "quantize": "#b279a2",
-    "distill": "#e0a33b",
-}
-
-
-@dataclass(frozen=True)
-class Latency:
-    """The latencies of one order in one condition."""
-
-    fp32: Timing | None
-    int8: Timing | None
-    deployed: Timing | None  # one of the two; None for the dense baseline
-
-
-def latency(row: Row, condition: Condition) -> Latency:
-    """FP32 (pruned where the order prunes, else as deployed) and INT8 in the same runtime."""
-    models = {t.model: t for t in row.timings if t.condition == condition}
-    return Latency(
-        fp32=models.get("fp32") or models.get("pruned") or models.get(DENSE),
-        int8=models.get("int8"),
-        deployed=None if row.order == DENSE else row.timing(condition),
-    )
+from pqd.result import DENSE, INT8
+from pqd.stages import spell
 
 
 def html(report: Report) -> str:
@@ -98,17 +66,17 @@ def context(report: Report) -> dict[str, Any]:
         "report": report,
         "words": words,
         "colour": colour,
-        "latency": latency,
         "reduction": reduction,
         "bars": bars,
         "facts": facts(report),
+        "among": next((v.among for v in report.cases if v.among), ""),
         "DENSE": DENSE,
         "REFERENCE": REFERENCE,
         "LEVEL": LEVEL,
         "MARGIN": MARGIN,
-        "SIZES": SIZES,
-        "SIZE_NAMES": SIZE_NAMES,
-        "STAGE_COLOURS": STAGE_COLOURS,
+        "INT8": INT8,
+        "stage_colour": stage_colour,
+        "letters": {name: spell([name]) for name in report.stages if name != BASELINE},
     }
 
 
@@ -126,7 +94,7 @@ def facts(report: Report) -> list[str]:
                 ("seed", [run.seed for run in runs]),
                 ("backbone", [run.backbone for run in runs]),
                 ("data set", [run.dataset for run in runs]),
-                ("machine", [m.machine for run in runs for m in run.measurements]),
+                ("machine", [m.provenance.machine for run in runs for m in run.measurements]),
             )
         ),
     ]
@@ -134,8 +102,7 @@ def facts(report: Report) -> list[str]:
 
 def reduction(row: Row, dense: Row) -> float | None:
     """How many times smaller the package is than the dense FP32 ONNX file."""
-    package, full = row.sizes.get("package"), dense.sizes.get("fp32_onnx")
-    return full.mean / package.mean if package and full and package.mean else None
+    return dense.size.mean / row.size.mean if row.size and dense.size and row.size.mean else None
 
 
 def bars(costs: list[cost.Cost], c: cost.Cost) -> list[tuple[str, float]]:

@@ -5,23 +5,31 @@ import io
 from collections.abc import Iterable
 from typing import Any
 
-from pqd.config import STAGES
+from pqd.identity import option_at
 from pqd.report.cases import distinct, variants
-from pqd.report.load import Loaded, Measurement, Run
-from pqd.report.summary import SIZES
+from pqd.report.load import Loaded, Run
+from pqd.report.style import sort_stages
+from pqd.report.words import SIZES
+from pqd.result import Bench, Latency
+from pqd.stages import STAGES
 
 
 def rows(loaded: Loaded) -> list[dict[str, Any]]:
     """One row per distinct completed run and machine; every row has every column.
 
-    `variant` holds swept keys other than backbone, data set, order, sparsity and seed. Latency
+    `variant` holds swept keys other than backbone, data set, order, seed and the axes. Latency
     columns are `{runtime}_t{threads}_b{batch size}_{model}_{p50_ms|p90_ms|p99_ms|speedup}`
     (threads 0: all cores). Accuracies and sparsities are in %, sizes in bytes, times in s.
     `result_sha256` is the digest of the run's result.json.
     """
+    runs = variants(distinct(loaded.runs)[0])
+    axes = dict.fromkeys(key for run, _ in runs for key in run.axes)
+    stages = sort_stages(
+        {*STAGES, *(entry.stage for run, _ in runs for entry in run.result.stages)}
+    )
     found = [
-        (_result(run, variant) | _measured(m), _latency(m))
-        for run, variant in variants(distinct(loaded.runs)[0])
+        (_result(run, variant, list(axes), stages) | _measured(m), _latency(m))
+        for run, variant in runs
         for m in run.measurements
     ]
     latencies = sorted({key for _, latency in found for key in latency})
@@ -29,49 +37,52 @@ def rows(loaded: Loaded) -> list[dict[str, Any]]:
     return [{key: (row | latency).get(key) for key in columns} for row, latency in found]
 
 
-def _result(run: Run, variant: dict[str, str]) -> dict[str, Any]:
-    final, sizes = run.final, run.final.get("sizes") or {}
-    records = {entry["stage"]: entry for entry in run.record}
+def _result(
+    run: Run, variant: dict[str, str], axes: list[str], stages: list[str]
+) -> dict[str, Any]:
+    final, records = run.final, {entry.stage: entry for entry in run.result.stages}
     row: dict[str, Any] = {
         "folder": run.folder.name,
         "result_sha256": run.digest,
-        "config_hash": run.config_hash,
-        "commit": run.provenance.get("commit"),
+        "config_hash": run.result.config_hash,
+        "commit": run.result.provenance.commit,
         "started": run.started,
         "backbone": run.backbone,
         "dataset": run.dataset,
         "variant": " ".join(f"{key}={value}" for key, value in variant.items()),
         "order": run.order,
         "seed": run.seed,
-        "target_sparsity": None if run.sparsity is None else 100 * run.sparsity,
-        "sparsity": 100 * final["sparsity"],
-        "accuracy": final["accuracy"],
-        "dense_accuracy": final["dense_accuracy"],
-        "network_accuracy": final.get("network_accuracy"),
-        "agreement": final.get("agreement"),
-        "parameters": final.get("parameters"),
-        "macs": final.get("macs"),
     }
-    row |= {f"{name}_bytes": sizes.get(name) for name in SIZES}
-    for stage in ("baseline", *STAGES):
+    for key in axes:
+        row[f"target_{option_at(key).axis}"] = 100 * run.axes[key] if key in run.axes else None
+    row |= {
+        "sparsity": 100 * final.sparsity,
+        "accuracy": final.accuracy,
+        "dense_accuracy": final.dense_accuracy,
+        "network_accuracy": final.network_accuracy,
+        "agreement": final.agreement,
+        "parameters": final.parameters,
+        "macs": final.macs,
+    }
+    row |= {f"{name}_bytes": final.sizes.get(name) for name in SIZES}
+    for stage in stages:
         for key in ("seconds", "validation_accuracy"):
-            row[f"{stage}_{key}"] = records.get(stage, {}).get(key)
+            row[f"{stage}_{key}"] = getattr(records.get(stage), key, None)
     return row
 
 
-def _measured(m: Measurement) -> dict[str, Any]:
-    accuracy = {f"{runtime}_accuracy": value for runtime, value in m.accuracy.items()}
-    return {"machine": m.machine, **accuracy}
+def _measured(m: Bench) -> dict[str, Any]:
+    accuracy = {f"{runtime}_accuracy": value for runtime, value in m.accuracy_by_runtime.items()}
+    return {"machine": m.provenance.machine, **accuracy}
 
 
-def _latency(m: Measurement) -> dict[str, Any]:
+def _latency(m: Bench) -> dict[str, Any]:
     keys = ("p50_ms", "p90_ms", "p99_ms", "speedup")
-    return {f"{_name(row)}_{key}": row.get(key) for row in m.latency for key in keys}
+    return {f"{_name(row)}_{key}": getattr(row, key) for row in m.latency for key in keys}
 
 
-def _name(timing: dict[str, Any]) -> str:
-    where = f"{timing['runtime']}_t{timing['threads']}_b{timing['batch_size']}"
-    return f"{where}_{timing['model']}"
+def _name(row: Latency) -> str:
+    return f"{row.runtime}_t{row.threads}_b{row.batch_size}_{row.model}"
 
 
 def to_csv(table: Iterable[dict[str, Any]]) -> str:

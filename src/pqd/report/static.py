@@ -6,8 +6,9 @@ from typing import Any
 
 from pqd.report import words
 from pqd.report.style import colour, log_axis, polygon
-from pqd.report.summary import DENSE, Frontier
+from pqd.report.summary import Frontier
 from pqd.report.view import Report
+from pqd.result import DENSE
 
 ROWS = 8  # families on a page; more go to frontier-2.png and so on
 WIDTH, HEIGHT = 3.5, 2.6  # inches of one panel

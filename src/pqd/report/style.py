@@ -1,8 +1,13 @@
 """One colour and one marker per order, the same in every figure, table and file."""
 
+import colorsys
 import math
+from collections.abc import Iterable
+from zlib import crc32
 
-from pqd.report.summary import DENSE
+from pqd.report.cases import REFERENCE
+from pqd.result import DENSE
+from pqd.stages import NO_STAGES, STAGES, Stage
 
 # Okabe and Ito (2008), "Color universal design": told apart with every common colour blindness.
 COLOURS = {
@@ -13,7 +18,7 @@ COLOURS = {
     "dpq": "#D55E00",
     "dqp": "#CC79A7",
 }
-GREY = "#8a8f98"  # orders of fewer than three stages, and the dense baseline
+GREY = Stage.colour  # shorter orders, and the dense baseline
 
 # Marker names of plotly; `polygon` draws the same shapes for legends and for matplotlib.
 SYMBOLS = {
@@ -24,7 +29,7 @@ SYMBOLS = {
     "dpq": "triangle-down",
     "dqp": "pentagon",
     DENSE: "star",
-    "none": "hexagon",
+    NO_STAGES: "hexagon",
     "p": "triangle-left",
     "q": "triangle-right",
     "d": "cross",
@@ -35,6 +40,10 @@ SYMBOLS = {
     "qd": "diamond-wide",
     "dq": "octagon",
 }
+OTHER_SYMBOLS = (  # of orders with stages of other people's
+    *("hexagram", "star-square", "star-diamond", "star-triangle-up", "star-triangle-down"),
+    *("triangle-ne", "triangle-se", "triangle-sw", "triangle-nw", "hexagon2"),
+)
 
 # Round ticks in a decade, from coarse to fine.
 STEPS: tuple[tuple[float, ...], ...] = (
@@ -50,13 +59,32 @@ STEPS: tuple[tuple[float, ...], ...] = (
 
 
 def colour(order: str) -> str:
-    """The colour of an order, as #rrggbb."""
-    return COLOURS.get(order, GREY)
+    """The colour of an order, as #rrggbb; with letters that the reference lacks, one drawn."""
+    if order in SYMBOLS:
+        return COLOURS.get(order, GREY)
+    # Dark, as none of those above is.
+    red, green, blue = colorsys.hls_to_rgb(crc32(order.encode()) / 2**32, 0.3, 0.75)
+    return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
+
+
+def stage_colour(stage: str) -> str:
+    """The colour of a stage, as #rrggbb; grey for one that is not registered here."""
+    return STAGES[stage].colour if stage in STAGES else GREY
+
+
+def sort_stages(names: Iterable[str]) -> list[str]:
+    """Sorts stages by the places of their letters in the reference: the baseline, p, q, d."""
+
+    def rank(name: str) -> tuple[int, str]:
+        letter = STAGES[name].letter if name in STAGES else name
+        return (REFERENCE + letter).find(letter), name
+
+    return sorted(names, key=rank)
 
 
 def symbol(order: str) -> str:
     """The plotly marker of an order."""
-    return SYMBOLS.get(order, "hexagon2")
+    return SYMBOLS.get(order) or OTHER_SYMBOLS[crc32(order.encode()) % len(OTHER_SYMBOLS)]
 
 
 def polygon(order: str) -> list[tuple[float, float]]:
@@ -77,6 +105,15 @@ def polygon(order: str) -> list[tuple[float, float]]:
         "hexagon2": [(y, x) for x, y in _regular(6)],
         "octagon": _regular(8),
         "star": _regular(10, 0.45),
+        "hexagram": _regular(12, 0.58),
+        "star-square": [(x * 0.9, y * 0.9) for x, y in _regular(8, 0.5)],
+        "star-diamond": _regular(8, 0.35),
+        "star-triangle-up": _regular(6, 0.3),
+        "star-triangle-down": [(x, -y) for x, y in _regular(6, 0.3)],
+        "triangle-ne": [(-0.8, 0.8), (0.8, 0.8), (0.8, -0.8)],
+        "triangle-se": [(0.8, 0.8), (0.8, -0.8), (-0.8, -0.8)],
+        "triangle-sw": [(0.8, -0.8), (-0.8, -0.8), (-0.8, 0.8)],
+        "triangle-nw": [(-0.8, -0.8), (-0.8, 0.8), (0.8, 0.8)],
         "cross": plus,
         "x": [((x - y) * 0.7, (x + y) * 0.7) for x, y in plus],
         "bowtie": [(-1, -0.8), (1, 0.8), (1, -0.8), (-1, 0.8)],

@@ -2,16 +2,14 @@
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
 
 from pqd.report.cases import Case, sort_orders
 from pqd.report.load import Run
 from pqd.report.statistics import Estimate, dominated, estimate, hypervolume
+from pqd.result import DENSE, FP32, INT8, PRUNED, Bench, Latency
 
-DENSE = "dense"
-DEPLOYED = ("int8", "fp32")  # the last model of an order: INT8, or FP32 where nothing quantizes
 MARGIN = 10.0  # points below the dense accuracy at which the hypervolume's reference point lies
-SIZES = ("fp32_checkpoint", "fp32_onnx", "int8_onnx", "int8_onnx_zstd", "package", "floor")
+Axes = tuple[tuple[str, float], ...]  # settings that are axes, by dotted key
 
 
 @dataclass(frozen=True, order=True)
@@ -22,6 +20,11 @@ class Condition:
     threads: int  # 0 is all cores
     batch_size: int
     runtime: str
+
+    @classmethod
+    def of(cls, measurement: Bench, row: Latency) -> "Condition":
+        """That of a row of a measurement."""
+        return cls(measurement.provenance.machine, row.threads, row.batch_size, row.runtime)
 
 
 @dataclass(frozen=True)
@@ -44,25 +47,40 @@ class Row:
     """One order (or the dense baseline) in one case."""
 
     order: str
-    stages: tuple[str, ...]
+    stages: list[str]
+    axes: Axes  # of its case, as far as they are settings of its stages
     accuracy: Estimate  # %
     change: Estimate | None  # points against the dense baseline of the same seed
     sparsity: Estimate  # %
     sizes: dict[str, Estimate]  # bytes
     timings: list[Timing]
 
+    @property
+    def size(self) -> Estimate | None:
+        """Bytes of the package; of the dense network those of its FP32 ONNX file."""
+        return self.sizes.get("fp32_onnx" if self.order == DENSE else "package")
+
+    def at(self, condition: Condition) -> dict[str, Timing]:
+        """The timings in one condition, by model."""
+        return {t.model: t for t in self.timings if t.condition == condition}
+
     def timing(self, condition: Condition) -> Timing | None:
         """The timing of the deployed model."""
-        here = (t for t in self.timings if t.condition == condition)
-        return next((t for t in here if t.model in (*DEPLOYED, DENSE)), None)
+        here = self.at(condition)
+        return here.get(INT8) or here.get(FP32) or here.get(DENSE)
+
+    def float_timing(self, condition: Condition) -> Timing | None:
+        """The timing in FP32: as deployed, or pruned where the order prunes, or dense."""
+        here = self.at(condition)
+        return here.get(FP32) or here.get(PRUNED) or here.get(DENSE)
 
 
 @dataclass(frozen=True)
 class Point:
-    """One order at one sparsity on a frontier."""
+    """One order with one setting of the axes on a frontier."""
 
     order: str
-    sparsity: float | None
+    axes: Axes
     cost: float  # bytes or ms
     accuracy: Estimate
     dominated: bool
@@ -70,24 +88,22 @@ class Point:
 
 @dataclass(frozen=True)
 class Frontier:
-    """Accuracy against one cost, over all sparsities of a family."""
+    """Accuracy against one cost, over all cases of a family."""
 
     condition: Condition | None  # None for size
     points: list[Point]
     reference: tuple[float, float]  # of the hypervolume: cost, accuracy in %
     volumes: dict[str, Estimate]  # % of the rectangle, by order, over seeds
 
-    def point(self, row: Row, sparsity: float | None) -> Point | None:
-        """The point of a row of the case with this sparsity."""
-        pruned = sparsity if "prune" in row.stages else None
-        here = (p for p in self.points if (p.order, p.sparsity) == (row.order, pruned))
-        return next(here, None)
+    def point(self, row: Row) -> Point | None:
+        """The point of a row."""
+        return next((p for p in self.points if (p.order, p.axes) == (row.order, row.axes)), None)
 
 
 def conditions(cases: list[Case]) -> list[Condition]:
     """Every condition under which something was measured."""
     found = {
-        _condition(measurement.machine, row)
+        Condition.of(measurement, row)
         for case in cases
         for run in case.runs
         for measurement in run.measurements
@@ -104,69 +120,65 @@ def rows(case: Case) -> list[Row]:
 def _row(order: str, runs: list[Run]) -> Row:
     sizes: dict[str, list[float]] = defaultdict(list)
     for run in runs:
-        for name, value in (run.final.get("sizes") or {}).items():
-            if value is not None:
-                sizes[name].append(float(value))
+        for name, value in run.final.sizes.items():
+            sizes[name].append(value)
     return Row(
         order=order,
         stages=runs[0].stages,
+        axes=tuple(runs[0].axes.items()),
         accuracy=_sure([run.accuracy for run in runs]),
-        change=estimate([run.accuracy - run.final["dense_accuracy"] for run in runs]),
-        sparsity=_sure([100 * run.final["sparsity"] for run in runs]),
+        change=estimate([run.accuracy - run.final.dense_accuracy for run in runs]),
+        sparsity=_sure([100 * run.final.sparsity for run in runs]),
         sizes={name: _sure(values) for name, values in sizes.items()},
         timings=_timings(runs, dense=False),
     )
 
 
 def _dense(runs: list[Run]) -> Row:
-    by_seed = {run.seed: float(run.final["dense_accuracy"]) for run in runs}
+    # Runs of one repetition share their baseline.
+    values = list({run.repetition: run.final.dense_accuracy for run in runs}.values())
     sizes = _row(DENSE, runs).sizes
     return Row(
         order=DENSE,
-        stages=(),
-        accuracy=_sure(list(by_seed.values())),
+        stages=[],
+        axes=(),
+        accuracy=_sure(values),
         change=None,
-        sparsity=_sure([0.0] * len(by_seed)),
+        sparsity=_sure([0.0] * len(values)),
         sizes={name: sizes[name] for name in ("fp32_checkpoint", "fp32_onnx") if name in sizes},
         timings=_timings(runs, dense=True),
     )
 
 
 def _timings(runs: list[Run], *, dense: bool) -> list[Timing]:
-    found: dict[tuple[Condition, str], list[tuple[dict[str, Any], float | None]]] = {}
+    found: dict[tuple[Condition, str], list[tuple[Latency, float | None]]] = defaultdict(list)
     for run in runs:
-        for measurement in run.measurements:
-            for row in measurement.latency:
-                if (row["model"] == DENSE) == dense:
-                    condition = _condition(measurement.machine, row)
-                    final = row["model"] in DEPLOYED
-                    accuracy = measurement.accuracy.get(condition.runtime) if final else None
-                    key = condition, str(row["model"])
-                    found.setdefault(key, []).append((row, accuracy))
+        for m in run.measurements:
+            for row in m.latency:
+                if (row.model == DENSE) == dense:
+                    accuracy = m.accuracy_by_runtime.get(row.runtime) if row.deployed else None
+                    found[Condition.of(m, row), row.model].append((row, accuracy))
     return [_timing(*key, measured) for key, measured in sorted(found.items())]
 
 
 def _timing(
-    condition: Condition, model: str, measured: list[tuple[dict[str, Any], float | None]]
+    condition: Condition, model: str, measured: list[tuple[Latency, float | None]]
 ) -> Timing:
     def over(key: str) -> Estimate | None:
-        return estimate([float(row[key]) for row, _ in measured if row.get(key) is not None])
+        values = (getattr(row, key) for row, _ in measured)
+        return estimate([value for value in values if value is not None])
 
     return Timing(
         condition=condition,
         model=model,
-        p50=_sure([float(row["p50_ms"]) for row, _ in measured]),
+        p50=_sure([row.p50_ms for row, _ in measured]),
         p90=over("p90_ms"),
         p99=over("p99_ms"),
         speedup=None if model == DENSE else over("speedup"),
-        noisy=sum(bool(row.get("noisy")) for row, _ in measured),
-        slower=sum(bool(row.get("slower_than_dense")) for row, _ in measured),
+        noisy=sum(row.noisy for row, _ in measured),
+        slower=sum(bool(row.slower_than_dense) for row, _ in measured),
         accuracy=estimate([a for _, a in measured if a is not None]),
     )
-
-
-def _condition(machine: str, row: dict[str, Any]) -> Condition:
-    return Condition(machine, int(row["threads"]), int(row["batch_size"]), str(row["runtime"]))
 
 
 def frontiers(
@@ -175,7 +187,7 @@ def frontiers(
     """Accuracy against package size and against latency in each condition where it was measured.
 
     Args:
-        family: the cases that differ in sparsity alone.
+        family: the cases that differ in their axes alone.
         tables: the `rows` of each.
         where: the conditions.
     """
@@ -186,18 +198,17 @@ def frontiers(
 def _frontier(
     family: list[Case], tables: list[list[Row]], condition: Condition | None
 ) -> Frontier | None:
-    shown: dict[tuple[str, float | None], tuple[float, Estimate]] = {}
-    for case, table in zip(family, tables, strict=True):
-        for row in table:
-            pruned = case.sparsity if "prune" in row.stages else None
-            if cost := _cost(row, condition):
-                shown[row.order, pruned] = cost, row.accuracy
+    shown: dict[tuple[str, Axes], tuple[float, Estimate]] = {}
+    for row in (row for table in tables for row in table):
+        timing = row.timing(condition) if condition else None
+        if cost := row.size if condition is None else timing and timing.p50:
+            shown[row.order, row.axes] = cost.mean, row.accuracy
     if not shown:
         return None
     costs = [cost for cost, _ in shown.values()]
     flags = dominated(costs, [accuracy.mean for _, accuracy in shown.values()])
     points = [Point(*k, *v, f) for (k, v), f in zip(shown.items(), flags, strict=True)]
-    base = shown.get((DENSE, None), (max(costs), tables[0][0].accuracy))
+    base = shown.get((DENSE, ()), (max(costs), tables[0][0].accuracy))
     reference = base[0], base[1].mean - MARGIN
     volumes = {
         order: volume
@@ -207,39 +218,28 @@ def _frontier(
     return Frontier(condition, points, reference, volumes)
 
 
-def _cost(row: Row, condition: Condition | None) -> float | None:
-    if condition is not None:
-        timing = row.timing(condition)
-        return timing.p50.mean if timing else None
-    size = row.sizes.get("fp32_onnx" if row.order == DENSE else "package")
-    return size.mean if size else None
-
-
 def _volumes(
     family: list[Case], order: str, condition: Condition | None, reference: tuple[float, float]
 ) -> list[float]:
-    """One hypervolume per seed, of seeds for which every sparsity of the order was measured."""
-    by_seed: dict[int, dict[float | None, tuple[float, float]]] = defaultdict(dict)
+    """One hypervolume per repetition, of those for which every point of the order was measured."""
+    found: dict[tuple[str, ...], dict[Axes, tuple[float, float]]] = defaultdict(dict)
     for case in family:
         for run in case.of(order):
             if cost := _run_cost(run, condition):
-                by_seed[run.seed][run.sparsity] = cost, run.accuracy
-    most = max((len(points) for points in by_seed.values()), default=0)
+                found[run.repetition][tuple(run.axes.items())] = cost, run.accuracy
+    most = max((len(points) for points in found.values()), default=0)
     return [
         hypervolume([c for c, _ in points.values()], [a for _, a in points.values()], *reference)
-        for points in by_seed.values()
+        for points in found.values()
         if len(points) == most
     ]
 
 
 def _run_cost(run: Run, condition: Condition | None) -> float | None:
     if condition is None:
-        return (run.final.get("sizes") or {}).get("package")
-    for measurement in run.measurements:
-        for row in measurement.latency:
-            if row["model"] in DEPLOYED and _condition(measurement.machine, row) == condition:
-                return float(row["p50_ms"])
-    return None
+        return run.final.sizes.get("package")
+    rows = ((m, row) for m in run.measurements for row in m.latency if row.deployed)
+    return next((row.p50_ms for m, row in rows if Condition.of(m, row) == condition), None)
 
 
 def _sure(values: list[float]) -> Estimate:

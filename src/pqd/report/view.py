@@ -4,13 +4,12 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 from pqd.report import cost, words
-from pqd.report.cases import Case, cases, distinct, sort_orders
-from pqd.report.compare import Comparison, compare, verdict
+from pqd.report.cases import FULL, Case, cases, distinct, sort_orders
+from pqd.report.compare import Comparison, Mean, compare, verdict
 from pqd.report.disturbance import disturbances
 from pqd.report.load import Loaded, Run
-from pqd.report.statistics import Estimate, estimate
+from pqd.report.style import sort_stages
 from pqd.report.summary import (
-    DEPLOYED,
     Condition,
     Frontier,
     Row,
@@ -19,6 +18,9 @@ from pqd.report.summary import (
     frontiers,
     rows,
 )
+from pqd.result import DEPLOYED
+
+UNKNOWN = "not recorded"
 
 
 @dataclass(frozen=True)
@@ -29,16 +31,33 @@ class CaseView:
     family: int  # index into Report.families
     rows: list[Row]  # the dense baseline first
     comparisons: list[Comparison]
-    verdict: str
     curves: list[cost.Curve]
     costs: list[cost.Cost]
 
     @property
+    def verdict(self) -> str:
+        """What is shown of its orders, in a sentence."""
+        return verdict(self.comparisons, self.means)
+
+    @property
+    def full(self) -> list[Row]:
+        """The rows of the full orders; all orders where none is."""
+        return [row for row in self.rows if len(row.stages) >= FULL] or self.rows[1:]
+
+    @property
     def best(self) -> Row:
-        """The order with the highest mean accuracy, of those with the most stages."""
-        longest = max(len(row.stages) for row in self.rows)
-        full = [row for row in self.rows[1:] if len(row.stages) == longest]
-        return max(full, key=lambda row: row.accuracy.mean)
+        """The full order with the highest mean accuracy."""
+        return max(self.full, key=lambda row: row.accuracy.mean)
+
+    @property
+    def among(self) -> str:
+        """Says among which orders `best` is; nothing where it is among all."""
+        return " among full orders" if len(self.full) < len(self.rows) - 1 else ""
+
+    @property
+    def means(self) -> list[Mean]:
+        """The mean accuracy of every order."""
+        return [(row.order, self.case.label, row.accuracy) for row in self.rows[1:]]
 
     @property
     def notes(self) -> list[str]:
@@ -65,7 +84,7 @@ class CaseView:
 
 @dataclass(frozen=True)
 class Family:
-    """Cases that differ in sparsity alone: they share their frontiers."""
+    """Cases that differ in their axes alone: they share their frontiers."""
 
     label: str
     frontiers: list[Frontier]
@@ -95,6 +114,11 @@ class Report:
         return sort_orders({run.order: len(run.stages) for run in self.runs})
 
     @property
+    def stages(self) -> list[str]:
+        """Names of all stages of all runs, the baseline first."""
+        return sort_stages({entry.stage for run in self.runs for entry in run.result.stages})
+
+    @property
     def setups(self) -> list[str]:
         """Machine, threads and batch size of every condition, each once."""
         return list(dict.fromkeys(words.setup(c) for c in self.conditions))
@@ -109,16 +133,12 @@ def view(loaded: Loaded) -> Report:
     index = {label: i for i, label in enumerate(dict.fromkeys(case.family for case in found))}
     views = []
     for case in found:
-        comparisons = compare([case])
-        table = rows(case)
-        accuracies = {row.order: row.accuracy for row in table[1:]}
         views.append(
             CaseView(
                 case=case,
                 family=index[case.family],
-                rows=table,
-                comparisons=comparisons,
-                verdict=verdict(comparisons, accuracies),
+                rows=rows(case),
+                comparisons=compare([case]),
                 curves=cost.curves(case),
                 costs=cost.costs(case, times),
             )
@@ -132,7 +152,7 @@ def view(loaded: Loaded) -> Report:
         families=[_family(label, views, where) for label in index],
         conditions=where,
         comparisons=pooled,
-        verdict=verdict(pooled, _accuracies(runs)),
+        verdict=verdict(pooled, [mean for v in views for mean in v.means]),
         saving=cost.saving(runs, times),
         disturbances=disturbances(runs),
         machines=_machines(runs),
@@ -146,13 +166,6 @@ def _family(label: str, views: list[CaseView], where: list[Condition]) -> Family
     return Family(label, frontiers([v.case for v in members], [v.rows for v in members], where))
 
 
-def _accuracies(runs: list[Run]) -> dict[str, Estimate]:
-    values: dict[str, list[float]] = defaultdict(list)
-    for run in runs:
-        values[run.order].append(run.accuracy)
-    return {order: mean for order, v in values.items() if (mean := estimate(v))}
-
-
 def _of(timings: list[Timing]) -> str:
     return f"of {words.count(sum(t.p50.n for t in timings), 'measurement')} in all"
 
@@ -162,14 +175,14 @@ def _machines(runs: list[Run]) -> list[dict[str, str]]:
     found: dict[str, dict[str, Counter[str]]] = {}
     for run in runs:
         for m in run.measurements:
-            entry = found.setdefault(m.machine, defaultdict(Counter))
-            entry["ISA"][", ".join(m.provenance.get("isa") or ["not recorded"])] += 1
-            entry["operating system"][str(m.provenance.get("os", "not recorded"))] += 1
+            where = m.provenance
+            entry = found.setdefault(where.machine, defaultdict(Counter))
+            entry["ISA"][", ".join(where.isa) or UNKNOWN] += 1
+            entry["operating system"][where.os or UNKNOWN] += 1
             for row in m.latency:
-                name = f"{words.runtime(row['runtime'])} {row.get('version', '')}".strip()
-                entry["runtimes"][name] += 1
-            if peak := m.provenance.get("int8_peak_gops"):
-                entry["INT8 peak, GOP/s"][f"{peak:.0f}"] += 1
+                entry["runtimes"][f"{words.runtime(row.runtime)} {row.version}".strip()] += 1
+            if where.int8_peak_gops:
+                entry["INT8 peak, GOP/s"][f"{where.int8_peak_gops:.0f}"] += 1
             entry["runs measured"]["all"] += 1
     table = []
     for machine, entry in sorted(found.items()):
@@ -183,17 +196,11 @@ def _training(runs: list[Run]) -> dict[str, str]:
     """Where and with what the networks were trained; several values where runs differ."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for run in runs:
-        p = run.provenance
-        for key, name in (
-            ("device", "device"),
-            ("precision", "precision"),
-            ("cpu", "CPU"),
-            ("python", "Python"),
-            ("commit", "commit"),
-        ):
-            found[name][str(p.get(key) or "not recorded")] += 1
-        for package, version in sorted((p.get("versions") or {}).items()):
-            found[package][str(version)] += 1
+        p = run.result.provenance
+        recorded = {"device": p.device, "precision": p.precision, "CPU": p.cpu}
+        recorded |= {"Python": p.python, "commit": p.commit} | dict(sorted(p.versions.items()))
+        for name, value in recorded.items():
+            found[name][value or UNKNOWN] += 1
     starts = sorted({run.started[:16].replace("T", " ") for run in runs if run.started})
     table = {name: _values(values) for name, values in found.items()}
     if starts:
@@ -207,8 +214,7 @@ def _checks(runs: list[Run]) -> dict[str, str]:
         "dense": "the same of dense.onnx, batch norm folded, FP32",
         "validation": "of the network in training, on images held out of the train split",
     }
-    agreements = [run.final["agreement"] for run in runs if run.final.get("agreement") is not None]
-    if agreements:
+    if agreements := [a for run in runs if (a := run.final.agreement) is not None]:
         table["export"] = (
             f"predicts the class that the trained network does for {min(agreements):.2f} % of test"
             f" images{'' if min(agreements) == 100 else ' or more'} in every run"
@@ -216,7 +222,7 @@ def _checks(runs: list[Run]) -> dict[str, str]:
     spreads = [
         max(values) - min(values)
         for run in runs
-        if len(values := [a for m in run.measurements for a in m.accuracy.values()]) > 1
+        if len(values := [a for m in run.measurements for a in m.accuracy_by_runtime.values()]) > 1
     ]
     if spreads:
         table["runtimes"] = f"at most {max(spreads):.2f} points apart in any run"

@@ -4,20 +4,24 @@ import math
 
 from pqd.report.statistics import Estimate
 from pqd.report.summary import Condition, Timing
+from pqd.result import DENSE, FP32, INT8, PRUNED
+from pqd.runtimes import RUNTIMES
 
-RUNTIMES = {
-    "onnxruntime": "ONNX Runtime",
-    "openvino": "OpenVINO",
-    "torch": "PyTorch eager",
-    "torch_compiled": "PyTorch compiled",
+MODELS = {DENSE: "dense FP32", PRUNED: "pruned FP32", INT8: "INT8", FP32: "FP32"}
+SIZES = {
+    "fp32_checkpoint": "FP32 checkpoint",
+    "fp32_onnx": "FP32 ONNX",
+    "int8_onnx": "INT8 ONNX",
+    "int8_onnx_zstd": "INT8 ONNX, zstd",
+    "package": "package",
+    "floor": "Shannon floor",
 }
-MODELS = {"dense": "dense FP32", "pruned": "pruned FP32", "int8": "INT8", "fp32": "FP32"}
 MISSING, NOISY, SLOWER = "–", "†", "‡"
 
 
 def runtime(name: str) -> str:
     """The runtime's proper name."""
-    return RUNTIMES.get(name, name)
+    return RUNTIMES[name].title if name in RUNTIMES else name
 
 
 def model(name: str) -> str:
@@ -37,10 +41,11 @@ def threads(condition: Condition) -> str:
     return count(condition.threads, "thread")
 
 
-def bytes_(value: float | None) -> str:
-    """Bytes in KiB or MiB, three significant digits."""
+def bytes_(value: Estimate | float | None) -> str:
+    """Bytes, or their mean, in KiB or MiB, three significant digits."""
     if value is None:
         return MISSING
+    value = value.mean if isinstance(value, Estimate) else value
     for unit, size in (("MiB", 2**20), ("KiB", 2**10)):
         if value >= size:
             return f"{significant(value / size)} {unit}"
