@@ -92,7 +92,7 @@ class WaveSweeper(BasicSweeper):
                 line = one_line(error, named=True)
                 if not any((path / FILE).exists() for path in folders):
                     sweep.announce([])
-                    raise UserError(f"no job could be launched; {line}") from error
+                    raise UserError(f"no job could be launched in {folder}; {line}") from error
                 log.warning("a job died; the others go on. %s", line)
                 log.debug("", exc_info=True)
                 died = True
