@@ -174,6 +174,7 @@ def latency(
                 "speedup_interval": [0.98 * base / p50, 1.02 * base / p50],
                 "slower_than_dense": p50 > 1.02 * base,
                 "float_compute_nodes": 0,
+                "macs": int(ms * 4e7),
             }
             rows.append(Latency(**row | changes))
     return rows

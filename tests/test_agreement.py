@@ -14,8 +14,8 @@ from pqd.errors import UserError
 from pqd.export.deploy import deployed, round_biases
 from pqd.export.onnx_file import write_onnx
 from pqd.graph.view import Graph
-from pqd.measure.graph import ONNX_MOVES, onnxruntime_graph
-from pqd.measure.runtimes import open_session
+from pqd.runtimes import usable
+from pqd.runtimes.onnx_runtime import MOVES, operations
 from pqd.stages.quantize import calibrate
 
 # The values that have quantizers (joined ones have one, called after the first), how often each
@@ -110,14 +110,12 @@ class TestKinds:
             own = model(images)
         assert torch.isfinite(own).all()
         assert (own.argmax(1) == classes).float().mean() > 0.5  # classes are worth comparing
-        theirs = torch.from_numpy(open_session(runtime, path, 1)(images.numpy()))
+        theirs = torch.from_numpy(usable(runtime).open(path, 1)(images.numpy()))
         assert (own.argmax(1) == theirs.argmax(1)).float().mean() >= 0.995
 
     def test_what_onnxruntime_computes_in_float(self, kind, path):
         floats = [
-            name
-            for name in onnxruntime_graph(path)
-            if name not in ONNX_MOVES and not name.startswith("Q")
+            name for name in operations(path) if name not in MOVES and not name.startswith("Q")
         ]
         assert Counter(floats) == EXPECTED[kind][1]
 

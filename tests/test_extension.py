@@ -92,7 +92,7 @@ class TestStage:
         changed = {"toy": configs.settings("toy", strength=0.5)}
         other = pipeline.run(config(tmp_path, **changed), tmp_path / "other")
         assert [s.cached for s in other.stages] == [True, True, False, False]
-        assert other.name == "tiny_digits_pxq_s0.75_x0.5_w7_seed0"
+        assert other.name == "tiny_digits_pxq_s0.75_w7_x0.5_seed0"
 
     def test_interrupted_it_goes_on_bit_for_bit(self, tmp_path, monkeypatch):
         whole = pipeline.run(config(tmp_path, cache="whole"), tmp_path / "run")

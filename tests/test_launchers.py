@@ -18,14 +18,14 @@ from hydra.types import RunMode
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from pqd.record import new_record
 
 import kill
 import small_sweeps as sweeps
-from pqd import config
-from pqd.config import STAGES
+from pqd import result, schema
 from pqd.errors import UserError
-from pqd.waves import entries, waves
+from pqd.identity import wanted
+from pqd.sweep import finish
+from pqd.sweep.waves import waves
 
 SIX = ["".join(order) for order in itertools.permutations("pqd")]
 

@@ -14,7 +14,7 @@ import pytest
 
 import toys
 from pqd.errors import UserError
-from pqd.report import build, points, style
+from pqd.report import build, figures, points, style
 from pqd.report.cases import cases, distinct
 from pqd.report.load import load
 from pqd.report.view import view
@@ -236,6 +236,31 @@ def test_orders_with_other_stages_are_in_tables_plots_and_verdicts(tmp_path, let
     assert len(style.polygon(other)) >= 3
 
 
+# --- figures
+
+
+def test_a_dense_network_far_off_is_a_line_and_does_not_stretch_the_axis(tmp_path):
+    write_orders(tmp_path, {"pqd": [80.0], "pdq": [81.0]})
+    near = view(load([tmp_path])).families[0].frontiers[0]
+    figure = figures.frontier(near)
+    assert near.apart.order == DENSE
+    assert "(KiB" in figure["layout"]["xaxis"]["title"]["text"]
+    (dense,) = [trace for trace in figure["data"] if trace.get("meta") == DENSE]
+    assert dense["mode"] == "lines+text"
+    assert dense["text"][0].startswith("dense: 90.00 %, 1.05 MiB")
+    costs = [x for trace in figure["data"] for x in trace["x"]]
+    assert max(costs) < 1.2 * min(costs)
+    write_orders(tmp_path, {"d": [85.0]})  # as large as the dense network
+    assert view(load([tmp_path])).families[0].frontiers[0].apart is None
+
+
+def test_one_seed_has_no_dash_for_an_interval(tmp_path):
+    write_orders(tmp_path, {"pqd": [80.0]})
+    figure = figures.frontier(view(load([tmp_path])).families[0].frontiers[0])
+    bars = [trace["error_y"] for trace in figure["data"] if "error_y" in trace]
+    assert [(bar["array"], bar["width"]) for bar in bars] == [([0], 0)]
+
+
 # --- files
 
 
@@ -273,6 +298,7 @@ class Links(HTMLParser):
     def __init__(self, page: str):
         super().__init__()
         self.loaded: list[str] = []
+        self.linked: list[str] = []  # followed by a click alone
         self.scripts: list[str] = []
         self.styles: list[str] = []
         self.inside = ""
@@ -280,7 +306,8 @@ class Links(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.inside = tag
-        self.loaded += [v for k, v in attrs if k in ("src", "href", "srcset", "data", "action")]
+        found = [v for k, v in attrs if k in ("src", "href", "srcset", "data", "action")]
+        (self.linked if tag == "a" else self.loaded).extend(found)
         self.scripts += [""] if tag == "script" else []
 
     def handle_endtag(self, tag):
@@ -303,6 +330,22 @@ def test_page_is_one_file_without_network(built):
     assert "http" not in own
     drawn = set(re.findall(r'data-figure="([^"]+)"', page))
     assert drawn == set(json.loads(data)["plots"])
+
+
+def test_page_links_to_the_files_beside_it_and_to_every_run(built):
+    linked = Links((built / "report.html").read_text()).linked
+    assert linked[:5] == ["points.csv", "table.tex", "frontier.png", "frontier.svg", "report.md"]
+    assert len(linked) == 5 + 28
+    assert all((built / name).exists() for name in linked[:5])
+    assert all((built / folder / "result.json").is_file() for folder in linked[5:])
+
+
+def test_sections_with_nothing_to_compare_are_left_out(built, tmp_path):
+    headings = ("<h2>Compared with pqd</h2>", "<h2>Hypervolume</h2>")
+    assert all(heading in (built / "report.html").read_text() for heading in headings)
+    write_sweep(tmp_path, seed=range(2))
+    page = build([tmp_path], tmp_path / "out", figures=False).read_text()
+    assert not any(heading in page for heading in headings)
 
 
 def test_page_escapes_what_runs_say(built):

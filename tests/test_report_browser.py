@@ -73,6 +73,51 @@ def test_nothing_is_cut_over_another_or_empty_and_no_network_is_used(page, repor
     assert page.requests == [path.as_uri()]
 
 
+def orders(page):
+    return page.run(
+        "[...document.querySelectorAll('.orders tbody td:first-child')]"
+        ".filter((cell) => cell.offsetWidth).map((cell) => cell.innerText)"
+    )
+
+
+def test_a_click_on_a_header_sorts(page, reports):
+    page.open(reports / "study" / "report.html", 1440)
+    page.run(READY)
+    before = orders(page)
+    click = (
+        "[...document.querySelectorAll('.orders th')].find((th) => th.innerText === '{}').click()"
+    )
+    page.run(click.format("mean"))
+    assert orders(page)[:3] == ["p", "qdp", "dqp"]
+    page.run(click.format("mean"))
+    assert orders(page)[:3] == ["q", "dense", "d"]
+    page.run(click.format("size"))
+    assert orders(page)[:3] == ["qdp", "dqp", "dpq"]
+    assert sorted(orders(page)) == sorted(before)
+
+
+def test_size_and_latency_are_on_the_screen_of_a_phone(page, reports):
+    page.open(reports / "study" / "report.html", 400)
+    page.run(READY)
+    last = "[...document.querySelectorAll('.orders tbody tr')].flatMap((row) => [...row.cells])"
+    assert page.run(f"Math.max(...{last}.map((cell) => cell.getBoundingClientRect().right))") <= 400
+    shown = page.run(
+        "[...document.querySelectorAll('.orders thead th')]"
+        ".filter((th) => th.offsetWidth).map((th) => th.innerText.replace(/\\s+/g, ' '))"
+    )
+    assert shown == ["Order", "Accuracy", "size", "ONNX Runtime INT8 ms"]
+
+
+def test_what_a_filter_leaves_has_ticks(page, reports):
+    page.open(reports / "study" / "report.html", 1440)
+    page.run(READY)
+    page.run(
+        "document.querySelectorAll('button.chip').forEach((chip) => {"
+        " if (!['pqd', 'pdq', 'qpd'].includes(chip.dataset.order)) chip.click(); })"
+    )
+    assert page.run("document.querySelector('.plot').layout.xaxis.tickvals.length") >= 3
+
+
 def test_problems_are_found(page, tmp_path):
     path = tmp_path / "bad.html"
     path.write_text(

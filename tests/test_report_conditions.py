@@ -157,7 +157,8 @@ def test_noisy_and_slower_are_marked_in_every_file_with_a_footnote(tmp_path):
     page, text, table = (
         (tmp_path / "out" / name).read_text() for name in ("report.html", "report.md", "table.tex")
     )
-    assert "<td>0.500×†‡</td>" in page.replace(' data-setup="0"', "")
+    assert '<td class="wide" data-setup="0">0.500×†‡</td>' in page
+    assert "<b>2.00† ms</b><span>2.00× slower than dense FP32†‡</span>" in page
     assert "| pqd | 2.00 | 2.00† | 0.500×†‡ |" in text
     assert r"2.00$^\dagger$ \\" in table
     for content in (page, text):
@@ -190,6 +191,33 @@ def test_runs_beside_each_other_are_told_only_where_nothing_watched_the_cores(tm
         machine: "up to 2 runs at once may have disturbed each other",
     }
     assert disturbances(run for run in runs if run.seed == 1) == {}
+
+
+# --- orders of one shape
+
+
+def test_orders_of_one_shape_are_not_ranked_by_latency(tmp_path):
+    for order, ms in {"pqd": 1.0, "pdq": 2.0, "d": 5.0}.items():
+        data = result(order, runtimes=("onnxruntime",), threads=(1,), accuracy=80.0 + ms)
+        for row in data.final.latency:
+            row.p50_ms = 7.0 if row.model == "dense" else ms
+        write(tmp_path, data)
+    build([tmp_path], tmp_path / "out", figures=False)
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "pqd and pdq deploy networks of one shape (the same MACs in the same graph)" in text
+    frontier = view(load([tmp_path])).families[0].frontiers[1]
+    assert frontier.shared == [["pqd", "pdq"]]
+    assert {p.order: (p.cost, p.dominated) for p in frontier.points} == {
+        "dense": (7.0, False),
+        "pqd": (1.5, True),
+        "pdq": (1.5, False),
+        "d": (5.0, False),
+    }
+    other = result("pdq", runtimes=("onnxruntime",), threads=(1,), accuracy=80.0)
+    for row in other.final.latency:
+        row.float_compute_nodes = 3  # another graph
+    write(tmp_path, other)
+    assert view(load([tmp_path])).families[0].frontiers[1].shared == []
 
 
 # --- per order

@@ -87,11 +87,14 @@ def test_hypervolume_by_hand():
     assert hypervolume([], [], 2.0, 90.0) == 0.0
 
 
-@pytest.mark.parametrize("values", [[2.5, 43.0], [0.24, 0.9], [3.0], [11.0, 11.4], [0.03, 900.0]])
+@pytest.mark.parametrize(
+    "values",
+    [[2.5, 43.0], [0.24, 0.9], [3.0], [11.0, 11.4], [0.03, 900.0], [73.2, 73.3], [9.9, 10.1]],
+)
 def test_log_axis_shows_all_values_and_a_few_round_ticks(values):
     (low, high), ticks = log_axis(values)
     assert low < min(values) <= max(values) < high
-    assert 2 <= len(ticks) <= 7
+    assert 3 <= len(ticks) <= 7
     assert all(low <= tick <= high for tick in ticks)
 
 

@@ -57,7 +57,9 @@ class DatasetConfig:
 
     name: str = MISSING  # digits, cifar10, cifar100, imagefolder
     root: str = option(MISSING, decides=Decides.PLACE)
-    image_size: int | None = option(None, low=1, high=65536)  # pixels; None keeps the data set's own
+    image_size: int | None = option(
+        None, low=1, high=65536
+    )  # pixels; None keeps the data set's own
     validation: float = option(0.1, above=0, below=1)  # share of the train split held out
     split_seed: int = option(0, low=0, high=2**32 - 1)  # of the validation split
     train_limit: int | None = option(None, low=2)  # images to train on (after the split)

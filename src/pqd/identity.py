@@ -89,7 +89,8 @@ def run_hash(config: Config) -> str:
 def run_name(config: Config) -> str:
     """Returns what a run is called in tables and W&B."""
     parts = [config.backbone.name, config.dataset.name, config.order.name]
-    for stage in spelled(config.order.name):
+    order = spelled(config.order.name)
+    for stage in filter(order.__contains__, STAGES.values()):
         usual = {key: value for key, value, _ in options.leaves(stage.settings_class()())}
         for key, value, given in options.leaves(config.of(stage.name)):
             if given.tag and (given.tag_default or value != usual[key]):

@@ -38,8 +38,8 @@ def build(folders: Iterable[Path], output: Path, *, figures: bool = True) -> Pat
         "table.tex": latex.latex(report),
         **drawn,
         "report.md": page.markdown(report, figure="frontier.png" in drawn),
-        "report.html": page.html(report),
     }
+    contents["report.html"] = page.html(report, output, list(contents))
     output.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         files.write(output / name, content)

@@ -21,15 +21,15 @@ Figure = dict[str, Any]
 
 def frontier(f: Frontier) -> Figure:
     """Accuracy against size or latency: filled markers on the frontier, hollow ones dominated."""
-    unit, scale = _unit(f)
+    unit, scale = f.unit
     groups: dict[str, list[Point]] = defaultdict(list)
     for point in f.points:
-        groups[point.order].append(point)
-    best = sorted((p for p in f.points if not p.dominated), key=lambda p: p.cost)
+        if point is not f.apart:
+            groups[point.order].append(point)
     data: list[Figure] = [
         {
-            "x": [p.cost / scale for p in best],
-            "y": [p.accuracy.mean for p in best],
+            "x": [p.cost / scale for p in f.best],
+            "y": [p.accuracy.mean for p in f.best],
             "mode": "lines",
             "line": {"shape": "hv", "dash": "dot", "width": 1.5, "color": "#8a8f98"},
             "hoverinfo": "skip",
@@ -42,7 +42,7 @@ def frontier(f: Frontier) -> Figure:
                 "x": [p.cost / scale for p in points],
                 "y": [p.accuracy.mean for p in points],
                 "error_y": _bars([p.accuracy for p in points]),
-                "text": [_hover(p, unit, scale) for p in points],
+                "text": [_hover(p, words.cost(f.condition, p.cost)) for p in points],
                 "hoverinfo": "text",
                 "mode": "lines+markers" if len(points) > 1 else "markers",
                 "line": {"width": 1, "color": colour(order)},
@@ -55,6 +55,10 @@ def frontier(f: Frontier) -> Figure:
                 "meta": order,
             }
         )
+    if dense := f.apart:
+        costs = [p.cost / scale for points in groups.values() for p in points]
+        cost = words.cost(f.condition, dense.cost)
+        data.append(_level(dense, cost, [min(costs) / 1.05, max(costs) * 1.05]))
     what = "Package size" if f.condition is None else "Median latency"
     return {
         "data": data,
@@ -66,18 +70,24 @@ def frontier(f: Frontier) -> Figure:
     }
 
 
-def _unit(f: Frontier) -> tuple[str, float]:
-    if f.condition is not None:
-        return "ms", 1.0
-    largest = max(p.cost for p in f.points)
-    return ("MiB", 2.0**20) if largest >= 2**20 else ("KiB", 2.0**10)
+def _level(dense: Point, cost: str, ends: list[float]) -> Figure:
+    """The dense network as a line at its accuracy, across the costs of the orders."""
+    return {
+        "x": ends,
+        "y": [dense.accuracy.mean] * 2,
+        "mode": "lines+text",
+        "line": {"dash": "dash", "width": 1, "color": colour(DENSE)},
+        "text": [f"{DENSE}: {dense.accuracy.mean:.2f} %, {cost}", ""],
+        "textposition": "top right",
+        "hoverinfo": "skip",
+        "meta": DENSE,
+    }
 
 
-def _hover(p: Point, unit: str, scale: float) -> str:
+def _hover(p: Point, cost: str) -> str:
     lines = [f"<b>{p.order}</b>{' (dominated)' if p.dominated else ''}"]
     lines += [f"target {axis(key, value)}" for key, value in p.axes]
-    lines.append(f"{p.cost / scale:.3g} {unit}")
-    lines.append(_words(p.accuracy))
+    lines += [cost, _words(p.accuracy)]
     return "<br>".join(lines)
 
 
@@ -88,8 +98,8 @@ def _words(e: Estimate) -> str:
 
 
 def _bars(estimates: list[Estimate]) -> Figure:
-    """Error bars of the 95 % intervals."""
-    return {"type": "data", "array": [e.half or 0 for e in estimates], "thickness": 1, "width": 3}
+    """Error bars of the 95 % intervals; without caps, which would cross what has no interval."""
+    return {"type": "data", "array": [e.half or 0 for e in estimates], "thickness": 1, "width": 0}
 
 
 def differences(comparisons: list[Comparison]) -> Figure:

@@ -1,7 +1,10 @@
 """report.html: one self-contained file, interactive, without network."""
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from markupsafe import Markup
 
@@ -11,13 +14,13 @@ from pqd.report.cases import REFERENCE
 from pqd.report.statistics import LEVEL
 from pqd.report.style import STEPS, colour, polygon, stage_colour
 from pqd.report.summary import MARGIN, Row
-from pqd.report.view import Report
+from pqd.report.view import Family, Report
 from pqd.result import DENSE, INT8
 from pqd.stages import spell
 
 
-def html(report: Report) -> str:
-    """Renders the page."""
+def html(report: Report, output: Path, beside: list[str]) -> str:
+    """Renders the page, to lie in `output` beside the files named; it links to them and to runs."""
     import gzip
     import importlib.resources as resources
     from base64 import b64encode
@@ -29,6 +32,8 @@ def html(report: Report) -> str:
     return template("report.html.jinja").render(
         **context(report),
         plots=plots,
+        beside=beside,
+        link=lambda folder: quote(Path(os.path.relpath(folder, output)).as_posix()),
         steps=STEPS,
         orders_shown=[DENSE, *report.orders],
         tint=_tint(report),
@@ -67,6 +72,7 @@ def context(report: Report) -> dict[str, Any]:
         "words": words,
         "colour": colour,
         "reduction": reduction,
+        "shared": shared,
         "bars": bars,
         "facts": facts(report),
         "among": next((v.among for v in report.cases if v.among), ""),
@@ -97,6 +103,17 @@ def facts(report: Report) -> list[str]:
                 ("machine", [m.provenance.machine for run in runs for m in run.measurements]),
             )
         ),
+    ]
+
+
+def shared(family: Family) -> list[str]:
+    """Says which orders deploy networks of one shape, a sentence for each shape."""
+    found = dict.fromkeys(tuple(orders) for f in family.frontiers for orders in f.shared)
+    return [
+        f"{words.listed(list(orders))} deploy networks of one shape (the same MACs in the same "
+        "graph): what differs in their latencies is noise, so frontiers and hypervolumes give each "
+        "of them the mean over all."
+        for orders in found
     ]
 
 

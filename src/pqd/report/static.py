@@ -91,16 +91,22 @@ def _figure(grid: list[tuple[str, list[Frontier]]], orders: list[str]) -> Any:
 def _draw(ax: Any, f: Frontier, title: str) -> None:
     from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-    scale = 1.0 if f.condition else 2.0**20
-    best = sorted((p for p in f.points if not p.dominated), key=lambda p: p.cost)
-    x, y = [p.cost / scale for p in best], [p.accuracy.mean for p in best]
+    points = [p for p in f.points if p is not f.apart]
+    unit, scale = f.unit
+    x, y = [p.cost / scale for p in f.best], [p.accuracy.mean for p in f.best]
     ax.plot(x, y, ":", drawstyle="steps-post", linewidth=1, color="0.5", zorder=1)
-    x, y = [p.cost / scale for p in f.points], [p.accuracy.mean for p in f.points]
-    paints = [colour(p.order) for p in f.points]
-    low = [p.accuracy.mean if p.accuracy.low is None else p.accuracy.low for p in f.points]
-    high = [p.accuracy.mean if p.accuracy.high is None else p.accuracy.high for p in f.points]
+    if dense := f.apart:
+        level, label = dense.accuracy.mean, f"{DENSE}, {words.cost(f.condition, dense.cost)}"
+        ax.axhline(level, linestyle="--", linewidth=0.8, color=colour(DENSE), zorder=1)
+        ax.annotate(
+            label, (0.02, level), xycoords=("axes fraction", "data"), fontsize=6, color="0.4"
+        )
+    x, y = [p.cost / scale for p in points], [p.accuracy.mean for p in points]
+    paints = [colour(p.order) for p in points]
+    low = [p.accuracy.mean if p.accuracy.low is None else p.accuracy.low for p in points]
+    high = [p.accuracy.mean if p.accuracy.high is None else p.accuracy.high for p in points]
     ax.vlines(x, low, high, paints, linewidth=0.7, zorder=2)
-    for p, a, b, paint in zip(f.points, x, y, paints, strict=True):
+    for p, a, b, paint in zip(points, x, y, paints, strict=True):
         ax.plot(
             a,
             b,
@@ -123,7 +129,7 @@ def _draw(ax: Any, f: Frontier, title: str) -> None:
     ax.yaxis.set_label_coords(-0.155, 0.5)
     ax.set_ylabel("test accuracy (%)")
     if f.condition is None:
-        ax.set_xlabel("package size (MiB)")
+        ax.set_xlabel(f"package size ({unit})")
     else:
         c = f.condition
         where = f"{words.runtime(c.runtime)}, {words.threads(c)}, batch {c.batch_size}"

@@ -45,17 +45,8 @@ OTHER_SYMBOLS = (  # of orders with stages of other people's
     *("triangle-ne", "triangle-se", "triangle-sw", "triangle-nw", "hexagon2"),
 )
 
-# Round ticks in a decade, from coarse to fine.
-STEPS: tuple[tuple[float, ...], ...] = (
-    (1,),
-    (1, 3),
-    (1, 2, 5),
-    (1, 1.5, 2, 3, 5, 7),
-    (1, 2, 3, 4, 5, 6, 8),
-    (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9),
-    tuple(round(1 + i / 20, 2) for i in range(180)),
-    tuple(round(1 + i / 100, 2) for i in range(900)),
-)
+# Round ticks in a decade, from coarse to fine; where none will do, multiples of round steps are.
+STEPS: tuple[tuple[float, ...], ...] = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7))
 
 
 def colour(order: str) -> str:
@@ -136,17 +127,25 @@ def _regular(corners: int, inner: float = 1.0) -> list[tuple[float, float]]:
 def log_axis(values: list[float]) -> tuple[tuple[float, float], list[float]]:
     """Limits of a logarithmic axis that shows all values, and three to seven round ticks.
 
-    Less than a decade has no power of ten to label, which is where common locators fail.
+    Less than a decade has no power of ten to label, which is where common locators fail. The
+    page's script does the same for what a filter leaves.
     """
     low, high = math.log10(min(values)), math.log10(max(values))
     pad = max(0.06 * (high - low), 0.02)
-    low, high = low - pad, high + pad
-    decades = range(math.floor(low), math.ceil(high))
-    ticks: list[float] = []
+    limits = 10 ** (low - pad), 10 ** (high + pad)
+    return limits, _ticks(*limits)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
     for steps in STEPS:
-        inside = [s * 10.0**d for d in decades for s in steps if low <= math.log10(s) + d <= high]
-        if len(inside) <= 7:
-            ticks = inside
-        if len(ticks) >= 4:
+        inside = [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
+        if len(inside) >= 4:
+            return inside
+    decade = math.floor(math.log10(high - low))
+    multiples: list[float] = []
+    for step in (s * 10.0**d for d in (decade, decade - 1) for s in (5, 2.5, 2, 1)):
+        multiples = [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+        if len(multiples) >= 3:
             break
-    return (10**low, 10**high), ticks
+    return multiples

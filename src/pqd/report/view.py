@@ -108,6 +108,10 @@ class Report:
     training: dict[str, str]  # where was trained
     checks: dict[str, str]  # what accuracy is, and whether all ways to measure it agree
 
+    def case_of(self, run: Run) -> str:
+        """The label of the first case that a run belongs to."""
+        return next(v.case.label for v in self.cases if any(r is run for r in v.case.runs))
+
     @property
     def orders(self) -> list[str]:
         """All orders of all cases."""

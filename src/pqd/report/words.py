@@ -52,6 +52,11 @@ def bytes_(value: Estimate | float | None) -> str:
     return f"{value:.0f} B"
 
 
+def cost(condition: Condition | None, value: float) -> str:
+    """What a frontier's axis holds: a latency in its condition, or bytes."""
+    return bytes_(value) if condition is None else f"{significant(value)} ms"
+
+
 def significant(value: float) -> str:
     """Three significant digits and no exponent."""
     if value <= 0:
@@ -70,11 +75,20 @@ def latency(t: Timing | None) -> str:
     return MISSING if t is None else ms(t.p50) + (NOISY if t.noisy else "")
 
 
-def speedup(t: Timing | None) -> str:
-    """A speed-up, marked where a measurement was noisy or slower than dense."""
+def speed(t: Timing | None) -> str:
+    """The speed against dense, marked where a measurement was noisy or slower than dense."""
     if t is None or t.speedup is None:
         return MISSING
     return times(t.speedup.mean) + (NOISY if t.noisy else "") + (SLOWER if t.slower else "")
+
+
+def against_dense(t: Timing) -> str:
+    """`2.45× as fast as dense FP32`, or slower; nothing where that was not measured."""
+    if t.speedup is None:
+        return ""
+    value, marks = t.speedup.mean, (NOISY if t.noisy else "") + (SLOWER if t.slower else "")
+    how = f"{times(value)} as fast as" if value >= 1 else f"{times(1 / value)} slower than"
+    return f"{how} dense FP32{marks}"
 
 
 def times(value: float | None) -> str:

@@ -28,9 +28,7 @@ def last_epochs(run: "wandb.Run") -> dict[str, float]:
     return {key.removesuffix("/epoch"): run.summary[key] for key in epochs}
 
 
-def record_result(
-    run: "wandb.Run", result: Result, logged: Callable[[str, float], bool]
-) -> None:
+def record_result(run: "wandb.Run", result: Result, logged: Callable[[str, float], bool]) -> None:
     """Writes the summary, and the epochs that are not logged yet.
 
     Args:

@@ -16,7 +16,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from pqd.config import BASELINE, Config, LoggerConfig
-from pqd.errors import one_line
 from pqd.result import Result
 from pqd.stages import spelled
 from pqd.tracking.records import (

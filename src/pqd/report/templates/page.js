@@ -28,7 +28,7 @@ function layout(figure, data, width) {
   };
 }
 
-/* Limits and ticks as in style.py's log_axis. */
+/* Limits and ticks as in style.py's log_axis, of what is shown. */
 function logAxis(data) {
   const logs = data.filter((trace) => trace.visible).flatMap((trace) => trace.x).map(Math.log10);
   if (logs.length === 0) return {};
@@ -37,18 +37,28 @@ function logAxis(data) {
   return { range, ...logTicks(range) };
 }
 
-function logTicks([low, high]) {
-  let tickvals = [];
-  for (const set of steps) {
-    const inside = [];
-    for (let decade = Math.floor(low); decade < Math.ceil(high); decade++)
-      for (const step of set)
-        if (low <= Math.log10(step) + decade && Math.log10(step) + decade <= high)
-          inside.push(Number((step * 10 ** decade).toPrecision(4)));
-    if (inside.length <= 7) tickvals = inside;
-    if (tickvals.length >= 4) break;
-  }
+function logTicks(range) {
+  const tickvals = ticks(...range.map((log) => 10 ** log)).map((tick) => Number(tick.toPrecision(6)));
   return { tickvals, ticktext: tickvals.map(String) };
+}
+
+function ticks(low, high) {
+  const first = Math.floor(Math.log10(low)), last = Math.ceil(Math.log10(high));
+  const decades = Array.from({ length: last - first }, (_, i) => 10 ** (first + i));
+  for (const set of steps) {
+    const inside = decades.flatMap((decade) => set.map((step) => step * decade));
+    const shown = inside.filter((tick) => low <= tick && tick <= high);
+    if (shown.length >= 4) return shown;
+  }
+  const decade = Math.floor(Math.log10(high - low));
+  let multiples = [];
+  for (const size of [10 ** decade, 10 ** (decade - 1)])
+    for (const step of [5 * size, 2.5 * size, 2 * size, size]) {
+      multiples = [];
+      for (let i = Math.ceil(low / step); i * step <= high; i++) multiples.push(i * step);
+      if (multiples.length >= 3) return multiples;
+    }
+  return multiples;
 }
 
 function retick(element, change) {
@@ -99,6 +109,32 @@ for (const chip of document.querySelectorAll("button.chip"))
     chip.setAttribute("aria-pressed", String(!hiddenOrders.has(order)));
     drawAll();
   });
+/* A click on the header of a column sorts by it, another one the other way round. */
+const order = new Intl.Collator("en", { numeric: true });
+const units = { B: 1, KiB: 2 ** 10, MiB: 2 ** 20, s: 1, min: 60, h: 3600 };
+function key(cell) {
+  const [, number, unit] = cell.innerText.replace("−", "-").match(/^([-+]?[\d.]+)[^\s\w]*\s?(\w*)/) ?? [];
+  return number === undefined ? null : Number(number) * (units[unit] ?? 1);
+}
+function compare(a, b) {
+  const [x, y] = [key(a), key(b)];
+  if (x !== null && y !== null) return x - y;
+  return (x === null) - (y === null) || order.compare(a.innerText, b.innerText);
+}
+function sort(header, body) {
+  const place = header.getBoundingClientRect().left; // headers may stand in two rows
+  const at = [...body.rows[0].cells].findIndex((cell) => Math.abs(cell.getBoundingClientRect().left - place) < 1);
+  const way = header.ariaSort === "ascending" ? -1 : 1;
+  for (const other of header.closest("thead").querySelectorAll("th")) other.ariaSort = null;
+  header.ariaSort = way < 0 ? "descending" : "ascending";
+  body.append(...[...body.rows].sort((a, b) => way * compare(a.cells[at], b.cells[at])));
+}
+for (const body of document.querySelectorAll("tbody"))
+  for (const header of body.parentElement.querySelectorAll("th"))
+    if (header.colSpan === 1 && body.rows.length > 1) {
+      header.classList.add("sorts");
+      header.addEventListener("click", () => sort(header, body));
+    }
 let timer = 0, width = innerWidth;
 addEventListener("resize", () => {
   if (innerWidth === width) return; // a phone's address bar came or went
