@@ -29,7 +29,9 @@ def result():
         Latency("onnxruntime", "int8", 1, 1, 0.5, version="1.31.1", speedup=2.0),
     ]
     order = ["prune", "quantize", "distill"]
-    return Result("resnet20_digits_pqd", "completed", {}, order, stages=[baseline, prune], final=final)
+    return Result(
+        "resnet20_digits_pqd", "completed", {}, order, stages=[baseline, prune], final=final
+    )
 
 
 @pytest.fixture

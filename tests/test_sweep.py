@@ -12,14 +12,15 @@ from hydra.types import RunMode
 
 from configs import config
 from pqd import progress, report, result
-from pqd.sweep import finish, job as around_job
+from pqd.sweep import finish as end_of_sweep
+from pqd.sweep import job as around_job
 
 
 @pytest.fixture(autouse=True)
 def _no_report(monkeypatch):
-    monkeypatch.setattr(finish, "_report_seconds", 0.0)
+    monkeypatch.setattr(end_of_sweep, "_report_seconds", 0.0)
     monkeypatch.setattr(report, "build", lambda folders, output, figures: None)
-    monkeypatch.setattr(finish, "_summarize", lambda completed, folder: "the verdict")
+    monkeypatch.setattr(end_of_sweep, "_summarize", lambda completed, folder: "the verdict")
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_failed_jobs_are_named_by_their_folders(job, tmp_path, capsys):
     jobs = [job("completed"), job("failed", "disk full"), job("running"), job(), job("interrupted")]
     path = jobs[4] / "result.json"
     path.write_text("{")
-    assert not finish.end(tmp_path, jobs)
+    assert not end_of_sweep.end(tmp_path, jobs)
     out, error = capsys.readouterr()
     assert error.splitlines() == [
         "pqd: 1_job failed: disk full",
@@ -59,20 +60,20 @@ def test_failed_jobs_are_named_by_their_folders(job, tmp_path, capsys):
 
 
 def test_after_ctrl_c_a_job_may_still_be_running(job, tmp_path, capsys):
-    assert not finish.end(tmp_path, [job("running")], interrupted=True)
+    assert not end_of_sweep.end(tmp_path, [job("running")], interrupted=True)
     assert capsys.readouterr().err == "pqd: 0_job running\n"
 
 
 def test_jobs_of_an_earlier_sweep_do_not_count(job, tmp_path, capsys):
     earlier, own = job("failed", "old"), job("completed")
-    assert finish.end(tmp_path, [own])
+    assert end_of_sweep.end(tmp_path, [own])
     assert capsys.readouterr().err == ""
-    assert not finish.end(tmp_path, None)  # where nobody says which are this sweep's
+    assert not end_of_sweep.end(tmp_path, None)  # where nobody says which are this sweep's
     assert capsys.readouterr().err == f"pqd: {earlier.name} failed: old\n"
 
 
 def test_no_job_is_an_error(tmp_path, capsys):
-    assert not finish.end(tmp_path, None)
+    assert not end_of_sweep.end(tmp_path, None)
     assert capsys.readouterr().err == f"pqd: no job was launched in {tmp_path}\n"
 
 
@@ -80,7 +81,7 @@ def test_no_job_is_an_error(tmp_path, capsys):
     ("module", "trouble", "what"),
     [
         (report, "build", "the sweep's report"),
-        (finish, "_summarize", "the sweep's summary"),
+        (end_of_sweep, "_summarize", "the sweep's summary"),
         (progress, "comparison_table", "the table"),
     ],
 )
@@ -92,8 +93,8 @@ def test_what_a_sweep_shows_at_its_end_does_not_fail_it(
 
     monkeypatch.setattr(module, trouble, fail)
     with caplog.at_level(logging.DEBUG):
-        assert finish.end(tmp_path, [job("completed")])
-    warning, trace = caplog.records
+        assert end_of_sweep.end(tmp_path, [job("completed")])
+    warning, trace = (r for r in caplog.records if r.name == end_of_sweep.__name__)
     assert warning.getMessage() == f"{what} failed; no result is affected: KeyError: 'x'"
     assert (trace.levelname, trace.exc_info[0]) == ("DEBUG", KeyError)
 
@@ -122,7 +123,7 @@ class TestAfterJob:
                 page = tmp_path / "report.html"
                 page.touch()
                 os.utime(page, (time.time() - since,) * 2)
-            monkeypatch.setattr(finish, "_report_seconds", took)
+            monkeypatch.setattr(end_of_sweep, "_report_seconds", took)
             built.clear()
             with around_job(None):
                 pass
@@ -136,7 +137,7 @@ class TestAfterJob:
         assert finish_job(since=100, took=5) == [False]
 
     def test_an_error_does_not_fail_the_job(self, finish_job, monkeypatch, caplog):
-        monkeypatch.setattr(finish, "report_meanwhile", lambda sweep: 1 / 0)
+        monkeypatch.setattr(end_of_sweep, "report_meanwhile", lambda sweep: 1 / 0)
         assert finish_job() == []
         (line,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
         assert line.startswith("the sweep's report failed; no result is affected: ZeroDivision")

@@ -190,7 +190,9 @@ def _removed_on_error(folder: Path) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(folder)
-        if not isinstance(error, OSError) and (match := re.search(r"\(os error (\d+)\)", str(error))):
+        if not isinstance(error, OSError) and (
+            match := re.search(r"\(os error (\d+)\)", str(error))
+        ):
             code = int(match[1])  # so says what is written in Rust, e.g. safetensors
             raise OSError(code, os.strerror(code), str(folder)) from error
         raise

@@ -52,7 +52,9 @@ def refused(key: str, known: list[str]) -> UserError:
         return UserError(f"{key} is no setting; did you mean {near[0]}?")
     group = group if group in known else ""
     members = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == group]
-    return UserError(f"{key} is no setting; {group or 'the configuration'} has {', '.join(members)}")
+    return UserError(
+        f"{key} is no setting; {group or 'the configuration'} has {', '.join(members)}"
+    )
 
 
 def successor(key: str) -> str | None:
