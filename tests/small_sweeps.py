@@ -10,17 +10,17 @@ from pathlib import Path
 from pqd.cache import Cache, file_digest
 
 TRAIN = Path(__file__).parents[1] / "train.py"
+EPOCHS = ("baseline.epochs=3", "prune.epochs=2", "quantize.epochs=2", "distill.epochs=2")
 SMALL = (
     "experiment=demo",
     "dataset.train_limit=128",
-    "train.epochs={baseline: 3, prune: 2, quantize: 2, distill: 2}",
+    *EPOCHS,
     "logger=none",
     "runtime.threads=[1]",
     "runtime.min_calls=2",
     "runtime.min_seconds=0",
     "runtime.blocks=2",
 )
-EPOCHS = {"baseline": 3, "prune": 2, "quantize": 2, "distill": 2}
 SIX = "order=glob(*)"
 # Three jobs in two waves, and fewer models to export than in three of the six orders.
 THREE = "order=partial/none,partial/pq,partial/d"

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+import pqd.cache
 from pqd.cache import MANIFEST, Cache, key_of
 from pqd.errors import UserError
 
@@ -14,13 +15,14 @@ NOW = datetime.now(UTC)
 
 
 @pytest.fixture
-def said():
-    return []
+def said(caplog):
+    """Returns the lines told so far."""
+    return lambda: [record.getMessage() for record in caplog.records]
 
 
 @pytest.fixture
-def cache(tmp_path, said):
-    return Cache(tmp_path / "cache", said.append)
+def cache(tmp_path):
+    return Cache(tmp_path / "cache")
 
 
 def fill(folder):
@@ -45,7 +47,7 @@ def test_an_entry_is_made_once_and_read_again(cache, said):
     made, found = cache.get("a", "x", fill), cache.get("a", "x", refuse)
     assert (made.cached, found.cached) == (False, True)
     assert made.files == found.files == (cache.folder / "a/weights",)
-    assert said == []
+    assert said() == []
 
 
 @pytest.mark.parametrize("missing", [None, "weights", MANIFEST])
@@ -56,9 +58,9 @@ def test_a_damaged_entry_is_made_again_saying_so_once(cache, said, missing):
     else:
         (cache.folder / "a/weights").write_bytes(b"v" * 100)
     cache.items()
-    assert said == []  # to look at it makes nothing
+    assert said() == []  # to look at it makes nothing
     assert not cache.get("a", "x", fill).cached
-    assert said == [f"cache entry {cache.folder}/a is damaged; it is made again"]
+    assert said() == [f"cache entry {cache.folder}/a is damaged; it is made again"]
     assert (cache.folder / "a/weights").read_bytes() == b"w" * 100
 
 
@@ -119,18 +121,20 @@ class TestPrune:
 
 
 class TestLock:
-    def test_who_waits_finds_what_the_other_made(self, cache, said):
+    def test_who_waits_finds_what_the_other_made(self, cache, monkeypatch):
         """The other job makes the entry and lets go as soon as this one says that it waits."""
         cache.folder.mkdir()
         other = (cache.folder / "a.lock").open("w")
         fcntl.flock(other, fcntl.LOCK_EX)
 
-        def say(line):
-            said.append(line)
+        said = []
+
+        def say(line, *values):
+            said.append(line % values)
             fcntl.flock(other, fcntl.LOCK_UN)
             Cache(cache.folder).get("a", "x", fill)
 
-        cache.say = say
+        monkeypatch.setattr(pqd.cache.log, "warning", say)
         assert cache.get("a", "label", refuse).cached
         assert said == ["label: another job is at it, waiting for its result"]
         other.close()

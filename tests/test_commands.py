@@ -14,7 +14,7 @@ from PIL import Image
 
 import report_runs
 from pqd.package import pack
-from pqd.sweep import one_line
+from pqd.sweep import mistake
 from tiny_onnx import int8_network
 
 ROOT = Path(__file__).parents[1]
@@ -157,9 +157,9 @@ class TestMistakes:
 
     def test_a_full_disk_is_one_line_and_a_bug_is_not(self):
         error = OSError(28, "No space left on device", "/data/cache/x")
-        assert one_line(error) == "/data/cache/x: No space left on device"
-        assert one_line(KeyError("x")) is None
-        assert one_line(OSError(5, "Input/output error")) is None
+        assert mistake(error) == "/data/cache/x: No space left on device"
+        assert mistake(KeyError("x")) is None
+        assert mistake(OSError(5, "Input/output error")) is None
 
     def test_unknown_files(self, folder):
         done = call([*PQD, "unpack", folder / "none.pqd", folder / "x.onnx"])

@@ -10,9 +10,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from hydra_plugins.pqd_waves import check_swept
-from pqd import config
+from pqd import schema
 from pqd.errors import UserError
-from pqd.sweep import one_line
+from pqd.stages import spelled
+from pqd.sweep import mistake
 
 CONF = Path(__file__).parents[1] / "conf"
 OPTIONS = [
@@ -23,18 +24,18 @@ OPTIONS = [
 SIX = {"pqd", "pdq", "qpd", "qdp", "dpq", "dqp"}
 LETTERS = {"p": "prune", "q": "quantize", "d": "distill"}
 
-config.register()
+schema.register()
 
 
 def parsed(*overrides):
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return config.parse(compose("config", list(overrides)))
+        return schema.parse(compose("config", list(overrides)))
 
 
 def line_for(*overrides):
     with pytest.raises((HydraException, UserError)) as caught:
         parsed(*overrides)
-    line = one_line(caught.value)
+    line = mistake(caught.value)
     assert line
     assert "\n" not in line
     return line
@@ -63,14 +64,22 @@ def test_the_orders_are_exactly_the_permutations():
     partial = {"none", "p", "q", "d", "pq", "pd", "qp", "qd", "dp", "dq"}
     assert {path.stem for path in (CONF / "order/partial").glob("*.yaml")} == partial
     for name in SIX | partial:
-        order = parsed(f"order={name if name in SIX else f'partial/{name}'}").order
-        assert order.name == name
-        assert order.stages == ([] if name == "none" else [LETTERS[letter] for letter in name])
+        order = parsed(f"order={name if name in SIX else f'partial/{name}'}").order.name
+        assert order == name
+        stages = [stage.name for stage in spelled(order)]
+        assert stages == ([] if name == "none" else [LETTERS[letter] for letter in name])
 
 
 def test_the_defaults_are_the_papers_epochs():
-    epochs = parsed().train.epochs
-    assert (epochs.baseline, epochs.prune, epochs.quantize, epochs.distill) == (200, 20, 40, 40)
+    config = parsed()
+    epochs = [config.epochs(name) for name in ("baseline", "prune", "quantize", "distill")]
+    assert epochs == [200, 20, 40, 40]
+
+
+def test_the_budget_scales_all_epochs():
+    config = parsed("budget=0.1")
+    epochs = [config.epochs(name) for name in ("baseline", "prune", "quantize", "distill")]
+    assert epochs == [20, 2, 4, 4]
 
 
 @pytest.mark.parametrize(
@@ -79,16 +88,15 @@ def test_the_defaults_are_the_papers_epochs():
         ("order=pdp", "order=pdp is unknown (did you mean qpd?); choose from: dpq, dqp, "),
         ("backbone=resnet", "backbone=resnet is unknown"),
         ("dataset=cifar", "dataset=cifar is unknown"),
-        ("order.stages=[prune,shrink]", "a stage of order.stages=shrink is unknown; choose from"),
-        ("order.stages=[prune,prune]", "names a stage twice"),
+        ("order.name=pqs", "order.name=pqs: 's' is no stage; spell it from d (distill), p (prune)"),
+        ("order.name=pp", "names a stage twice"),
         ("prune.sparsity=1.0", "prune.sparsity=1.0 is outside [0, 1)"),
         ("prune.sparsity=-0.1", "prune.sparsity=-0.1 is outside [0, 1)"),
         ("prune.sparsity=much", "Value 'much' of type 'str' could not be converted to Float"),
-        ("prune.sparsty=0.5", "Did you mean prune.sparsity?"),
         ("quantize.weight_bits=9", "quantize.weight_bits=9 is outside [2, 8]"),
-        ("train.epochs.prune=0", "train.epochs.prune=0 is too small; at least 1"),
-        ("train.epochs.distill=-3", "train.epochs.distill=-3 is too small; at least 1"),
-        ("train.lr.baseline=0", "train.lr.baseline=0.0 must be greater than 0"),
+        ("prune.epochs=0", "prune.epochs=0 is too small; at least 1"),
+        ("distill.epochs=-3", "distill.epochs=-3 is too small; at least 1"),
+        ("baseline.lr=0", "baseline.lr=0.0 must be greater than 0"),
         ("train.precision=fp16", "choose from: auto, bf16, fp32"),
         ("runtime.names=[tensorrt]", "runtime.names=tensorrt is unknown"),
         ("dataset.validation=0", "dataset.validation=0.0 is outside (0, 1)"),

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from pqd import dashboard
+from pqd.tracking import dashboard
 from pqd.errors import UserError
-from pqd.tracking_records import final_figures
+from pqd.stages import STAGES
+from pqd.tracking.records import final_figures
 from report_runs import result
 
 wandb = pytest.importorskip("wandb")
@@ -38,11 +39,11 @@ def test_dashboard_is_built_without_network(monkeypatch):
     assert {(p["groupBy"], p["groupAgg"], p["groupArea"]) for p in bars} == {
         ("order.value.name", "mean", "stderr")
     }
-    known = set(final_figures(result()["final"]))
+    known = set(final_figures(result().final))
     assert {metric for p in bars for metric in p["metrics"]} <= known
     assert {p["xAxis"].removeprefix("summary:") for p in scatters} <= known
     curves = [p["config"] for p in panels if p["viewType"] == "Run History Line Plot"]
-    assert {p["xAxis"] for p in curves} == {f"{stage}/epoch" for stage in dashboard.STAGES}
+    assert {p["xAxis"] for p in curves} == {f"{stage}/epoch" for stage in STAGES}
     assert all(m.split("/")[0] == p["xAxis"].split("/")[0] for p in curves for m in p["metrics"])
 
     (runs,) = section["runSets"]

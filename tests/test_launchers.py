@@ -18,15 +18,14 @@ from hydra.types import RunMode
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from pqd.record import new_record
 
 import kill
-import pqd.sweep
 import small_sweeps as sweeps
-from pqd import config
-from pqd.config import STAGES
+from pqd import result, schema
 from pqd.errors import UserError
-from pqd.waves import entries, waves
+from pqd.identity import wanted
+from pqd.sweep import finish
+from pqd.sweep.waves import waves
 
 SIX = ["".join(order) for order in itertools.permutations("pqd")]
 
@@ -34,7 +33,7 @@ SIX = ["".join(order) for order in itertools.permutations("pqd")]
 @pytest.fixture
 def hydra():
     """Hydra, with the configuration of train.py."""
-    config.register()
+    schema.register()
     with initialize_config_dir(str(sweeps.TRAIN.with_name("conf")), version_base="1.3"):
         yield GlobalHydra.instance().hydra
 
@@ -44,9 +43,8 @@ def job(hydra):
     """Gives the configuration of a job with an order and some settings changed."""
 
     def change(order, *overrides):
-        stages = [next(s for s in STAGES if s[0] == letter) for letter in order]
-        given = [f"order.name={order}", f"order.stages={stages}", *overrides]
-        return config.parse(compose("config", ["experiment=demo", *given]))
+        given = ["experiment=demo", f"order.name={order}", *overrides]
+        return schema.parse(compose("config", given))
 
     return change
 
@@ -61,21 +59,21 @@ def reference(tmp_path_factory):
 
 def test_six_orders_take_three_waves(job):
     orders = ["pqd", "pdq", "qpd", "qdp", "dpq", "dqp"]
-    wanted = [entries(job(order)) for order in orders]
-    launched = [[orders[i] for i in wave] for wave in waves(wanted)]
+    names = [wanted(job(order)) for order in orders]
+    launched = [[orders[i] for i in wave] for wave in waves(names)]
     assert launched == [["pqd"], ["pdq", "qpd", "dpq"], ["qdp", "dqp"]]
     # A baseline and its export, 15 stages, six artifacts.
-    assert len(set(itertools.chain(*wanted))) == 1 + 1 + 15 + 6
+    assert len(set(itertools.chain(*names))) == 1 + 1 + 15 + 6
 
 
 @given(st.lists(st.sets(st.integers(0, 20), max_size=5), max_size=12))
-def test_in_a_wave_nobody_waits_for_another(wanted):
-    wanted = [[str(name) for name in names] for names in wanted]
-    result = waves(wanted)
-    assert sorted(itertools.chain(*result)) == list(range(len(wanted)))
+def test_in_a_wave_nobody_waits_for_another(wishes):
+    names = [[str(name) for name in wish] for wish in wishes]
+    launched = waves(names)
+    assert sorted(itertools.chain(*launched)) == list(range(len(names)))
     made = set()
-    for wave in result:
-        wishes = Counter(name for i in wave for name in wanted[i] if name not in made)
+    for wave in launched:
+        wishes = Counter(name for i in wave for name in names[i] if name not in made)
         assert set(wishes.values()) <= {1}
         made |= set(wishes)
 
@@ -85,10 +83,10 @@ def test_in_a_wave_nobody_waits_for_another(wanted):
     [
         ("runtime.min_calls", 3, 4),
         ("train.eval_batch_size", 3, 4),
-        ("train.epochs.distill", 3, 3),
+        ("distill.epochs", 3, 3),
         ("distill.temperature", 2, 3),
         ("quantize.calibration_batches", 3, 2),
-        ("train.lr.prune", 0.3, 1),
+        ("prune.lr", 0.3, 1),
         ("baseline.checkpoint", "x", 0),
         ("train.momentum", 0.3, 0),
         ("dataset.augment.flip", "true", 0),
@@ -97,15 +95,15 @@ def test_in_a_wave_nobody_waits_for_another(wanted):
     ],
 )
 def test_a_setting_parts_the_stages_it_reaches(job, key, value, stages_in_common):
-    plain, changed = entries(job("pqd")), entries(job("pqd", f"{key}={value}"))
+    plain, changed = wanted(job("pqd")), wanted(job("pqd", f"{key}={value}"))
     common = [a == b for a, b in zip(plain[:4], changed[:4], strict=True)]
     assert common == [i < stages_in_common for i in range(4)]
     assert len(waves([plain, changed])) == (2 if stages_in_common else 1)
 
 
 def test_without_a_cache_all_jobs_start_at_once(job):
-    wanted = [entries(job(order, "cache.enabled=false")) for order in SIX]
-    assert waves(wanted) == [[0, 1, 2, 3, 4, 5]]
+    names = [wanted(job(order, "cache.enabled=false")) for order in SIX]
+    assert waves(names) == [[0, 1, 2, 3, 4, 5]]
 
 
 class Noting:
@@ -147,7 +145,7 @@ def sweep(hydra, tmp_path, monkeypatch):
     """Sweeps with the given launcher, the six orders unless told otherwise."""
     # Hydra's scan for plugins executes their modules again.
     plugin = Plugins.instance().class_name_to_class["hydra_plugins.pqd_waves.WaveSweeper"]
-    monkeypatch.setattr(pqd.sweep, "_jobs", None)
+    monkeypatch.setattr(finish, "_jobs", None)
 
     def run(launcher, *swept, hydra_overrides=()):
         given = ["experiment=demo", f"hydra.sweep.dir={tmp_path}/sweep", *hydra_overrides]
@@ -170,7 +168,7 @@ def test_the_sweeper_numbers_jobs_across_waves_and_announces_them(sweep, tmp_pat
     assert (tmp_path / "sweep/multirun.yaml").exists()
     names = ["0_{}pqd", "1_{}pdq", "2_{}qpd", "3_{}dpq", "4_{}qdp", "5_{}dqp"]
     expected = [name.format("resnet20_digits_") + "_seed0" for name in names]
-    assert pqd.sweep._jobs == [tmp_path / "sweep" / name for name in expected]
+    assert finish._jobs == [tmp_path / "sweep" / name for name in expected]
     assert launcher.places == [f"hydra.sweep.subdir='{name}'" for name in expected]
 
 
@@ -179,8 +177,8 @@ def test_a_time_in_a_jobs_folder_stays_what_was_announced(sweep, tmp_path):
     subdir = r"it\'s ${now:%f} ${hydra.job.num}"
     sweep(launcher, "order=pqd,qpd", hydra_overrides=[f"hydra.sweep.subdir='{subdir}'"])
     parsed = OverridesParser.create().parse_overrides(launcher.places)
-    assert [tmp_path / "sweep" / o.value() for o in parsed] == pqd.sweep._jobs
-    assert [path.name.partition(" ")[0] for path in pqd.sweep._jobs] == ["it's"] * 2
+    assert [tmp_path / "sweep" / o.value() for o in parsed] == finish._jobs
+    assert [path.name.partition(" ")[0] for path in finish._jobs] == ["it's"] * 2
 
 
 def test_a_failure_stops_no_later_wave(sweep, tmp_path):
@@ -204,22 +202,23 @@ def test_a_launcher_that_launches_nothing_is_one_line(sweep):
         def launch(self, *_, **__):
             raise FileNotFoundError("no sbatch\nhere")
 
-    with pytest.raises(UserError, match="no job could be launched; FileNotFoundError: no sbatch h"):
+    with pytest.raises(UserError, match="no job .* in .*/sweep; FileNotFoundError: no sbatch h"):
         sweep(Broken())
-    assert pqd.sweep._jobs == []  # so nothing more is said of them
+    assert finish._jobs == []  # so nothing more is said of them
 
 
 def test_nothing_is_launched_where_other_results_would_be_lost(sweep, job, tmp_path):
     folder = tmp_path / "sweep/1_resnet20_digits_pdq_seed0"
     folder.mkdir(parents=True)
-    there = new_record(job("pdq", "prune.sparsity=0.5")) | {"status": "completed"}
-    (folder / "result.json").write_text(json.dumps(there))
+    there = result.started(job("pdq", "prune.sparsity=0.5"))
+    there.status = "completed"
+    result.write(folder, there)
     launcher = Noting(tmp_path / "sweep")
     with pytest.raises(UserError, match="1_resnet20_digits_pdq_seed0 holds another configuration"):
         sweep(launcher)
     assert launcher.told == []
     assert [path.name for path in (tmp_path / "sweep").iterdir()] == [folder.name]
-    assert json.loads((folder / "result.json").read_text()) == there
+    assert result.read(folder) == there
 
 
 @pytest.mark.parametrize(
@@ -228,7 +227,7 @@ def test_nothing_is_launched_where_other_results_would_be_lost(sweep, job, tmp_p
         ("seed=1,2", "${order.name}", "hydra.sweep.subdir names one folder for several jobs"),
         ("prune.sparsity=0.5,1.5", "${hydra.job.num}", "prune.sparsity=1.5 is outside [0, 1)"),
         ("seed=interval(0,3)", "${hydra.job.num}", "seed=interval(0,3) has no end of values; "),
-        ("order.stages=[shrink]", "${hydra.job.num}", "a stage of order.stages=shrink is unknown"),
+        ("order.name=pqs", "${hydra.job.num}", "order.name=pqs: 's' is no stage; spell it from d"),
     ],
 )
 def test_mistakes_are_found_before_any_job_starts(sweep, tmp_path, swept, subdir, line):
@@ -237,7 +236,7 @@ def test_mistakes_are_found_before_any_job_starts(sweep, tmp_path, swept, subdir
         sweep(launcher, swept, hydra_overrides=[f"hydra.sweep.subdir='{subdir}'"])
     assert line in str(caught.value)
     assert launcher.told == []
-    assert pqd.sweep._jobs == []
+    assert finish._jobs == []
 
 
 def test_joblib_has_no_more_workers_than_jobs(sweep):
@@ -253,10 +252,10 @@ def test_waves_part_what_the_cache_parts(reference):
     """The names by which jobs are put into waves stand for the keys of the stages."""
     pairs = set()
     for path in (reference / "sweep").glob("*/result.json"):
-        result = json.loads(path.read_text())
-        settings = OmegaConf.to_object(OmegaConf.merge(config.Config, result["config"]))
-        keys = [stage["key"] for stage in result["stages"]]
-        pairs |= set(zip(entries(settings), keys, strict=False))
+        found = result.read(path.parent)
+        settings = OmegaConf.to_object(OmegaConf.merge(schema.schema(), found.config))
+        keys = [stage.key for stage in found.stages]
+        pairs |= set(zip(wanted(settings), keys, strict=False))
     assert len(pairs) == len(dict(pairs)) == len({key for _, key in pairs}) == 4
 
 
@@ -269,8 +268,8 @@ def test_waves_part_what_the_cache_parts(reference):
 def test_a_job_that_dies_is_named_and_the_others_end(tmp_path, launcher, worker, dead):
     """In the second of three waves; its other job is waited for, and the third one launched."""
     orders = "order=partial/none,partial/pq,partial/d,partial/pd"
-    epochs = "train.epochs={baseline: 1, prune: 9, quantize: 1, distill: 9}"
-    process = sweeps.start(tmp_path, orders, f"hydra/launcher={launcher}", epochs)
+    epochs = ("baseline.epochs=1", "prune.epochs=9", "quantize.epochs=1", "distill.epochs=9")
+    process = sweeps.start(tmp_path, orders, f"hydra/launcher={launcher}", *epochs)
     while set("12") - (status := statuses(tmp_path / "sweep")).keys():
         time.sleep(0.05)
         assert process.poll() is None, (tmp_path / "sweep.log").read_text()

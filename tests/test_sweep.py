@@ -7,18 +7,20 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from pqd.record import new_record
 
-from pqd import progress, report, sweep
-from pqd.config import Config, LoggerConfig
+from configs import config
+from pqd import progress, report, result
+from pqd.sweep import finish as end_of_sweep
+from pqd.sweep import job as around_job
 
 
 @pytest.fixture(autouse=True)
 def _no_report(monkeypatch):
-    monkeypatch.setattr(sweep, "_report_seconds", 0.0)
+    monkeypatch.setattr(end_of_sweep, "_report_seconds", 0.0)
     monkeypatch.setattr(report, "build", lambda folders, output, figures: None)
-    monkeypatch.setattr(sweep, "_summarize", lambda completed, folder: "the verdict")
+    monkeypatch.setattr(end_of_sweep, "_summarize", lambda completed, folder: "the verdict")
 
 
 @pytest.fixture
@@ -27,14 +29,12 @@ def job(tmp_path):
     number = iter(range(100))
 
     def make(status=None, reason=None):
-        config = Config(logger=LoggerConfig("none"))
-        config.order.name, config.order.stages = "none", []
-        config.backbone.name = config.dataset.name = "x"
         folder = tmp_path / f"{next(number)}_job"
         folder.mkdir()
         if status:
-            record = new_record(config) | {"status": status, "reason": reason}
-            (folder / "result.json").write_text(json.dumps(record))
+            found = result.started(config())
+            found.status, found.reason = status, reason
+            result.write(folder, found)
         return folder
 
     return make
@@ -42,12 +42,15 @@ def job(tmp_path):
 
 def test_failed_jobs_are_named_by_their_folders(job, tmp_path, capsys):
     jobs = [job("completed"), job("failed", "disk full"), job("running"), job(), job("interrupted")]
-    (jobs[4] / "result.json").write_text("{")
-    assert not sweep._finish(tmp_path, jobs)
+    path = jobs[4] / "result.json"
+    path.write_text("{")
+    assert not end_of_sweep.end(tmp_path, jobs)
     out, error = capsys.readouterr()
     assert error.splitlines() == [
         "pqd: 1_job failed: disk full",
         "pqd: 2_job died: killed from outside, out of memory, or its node was lost",
+        f"pqd: the result cannot be read: {path}: Expecting property name enclosed in double "
+        "quotes: line 1 column 2 (char 1)",
         "pqd: without a result, 2 of 5 jobs: 3_job, 4_job",
     ]
     assert out.splitlines()[-2:] == [
@@ -57,20 +60,20 @@ def test_failed_jobs_are_named_by_their_folders(job, tmp_path, capsys):
 
 
 def test_after_ctrl_c_a_job_may_still_be_running(job, tmp_path, capsys):
-    assert not sweep._finish(tmp_path, [job("running")], interrupted=True)
+    assert not end_of_sweep.end(tmp_path, [job("running")], interrupted=True)
     assert capsys.readouterr().err == "pqd: 0_job running\n"
 
 
 def test_jobs_of_an_earlier_sweep_do_not_count(job, tmp_path, capsys):
     earlier, own = job("failed", "old"), job("completed")
-    assert sweep._finish(tmp_path, [own])
+    assert end_of_sweep.end(tmp_path, [own])
     assert capsys.readouterr().err == ""
-    assert not sweep._finish(tmp_path, None)  # where nobody says which are this sweep's
+    assert not end_of_sweep.end(tmp_path, None)  # where nobody says which are this sweep's
     assert capsys.readouterr().err == f"pqd: {earlier.name} failed: old\n"
 
 
 def test_no_job_is_an_error(tmp_path, capsys):
-    assert not sweep._finish(tmp_path, None)
+    assert not end_of_sweep.end(tmp_path, None)
     assert capsys.readouterr().err == f"pqd: no job was launched in {tmp_path}\n"
 
 
@@ -78,7 +81,7 @@ def test_no_job_is_an_error(tmp_path, capsys):
     ("module", "trouble", "what"),
     [
         (report, "build", "the sweep's report"),
-        (sweep, "_summarize", "the sweep's summary"),
+        (end_of_sweep, "_summarize", "the sweep's summary"),
         (progress, "comparison_table", "the table"),
     ],
 )
@@ -90,9 +93,9 @@ def test_what_a_sweep_shows_at_its_end_does_not_fail_it(
 
     monkeypatch.setattr(module, trouble, fail)
     with caplog.at_level(logging.DEBUG):
-        assert sweep._finish(tmp_path, [job("completed")])
-    warning, trace = caplog.records
-    assert warning.getMessage() == f"{what} failed, the results are complete: KeyError: 'x'"
+        assert end_of_sweep.end(tmp_path, [job("completed")])
+    warning, trace = (r for r in caplog.records if r.name == end_of_sweep.__name__)
+    assert warning.getMessage() == f"{what} failed; no result is affected: KeyError: 'x'"
     assert (trace.levelname, trace.exc_info[0]) == ("DEBUG", KeyError)
 
 
@@ -100,8 +103,14 @@ class TestAfterJob:
     @pytest.fixture
     def finish_job(self, tmp_path, monkeypatch):
         built = []
-        fake = SimpleNamespace(mode=RunMode.MULTIRUN, sweep=SimpleNamespace(dir=str(tmp_path)))
-        monkeypatch.setattr(sweep.HydraConfig, "get", lambda: fake)
+        places = {"cwd": str(tmp_path), "output_dir": str(tmp_path / "job")}
+        fake = SimpleNamespace(
+            mode=RunMode.MULTIRUN,
+            sweep=SimpleNamespace(dir=str(tmp_path)),
+            runtime=SimpleNamespace(**places),
+        )
+        monkeypatch.setattr(HydraConfig, "get", lambda: fake)
+        monkeypatch.chdir(tmp_path)
 
         def build(folders, output, figures):
             built.append(figures)
@@ -114,9 +123,9 @@ class TestAfterJob:
                 page = tmp_path / "report.html"
                 page.touch()
                 os.utime(page, (time.time() - since,) * 2)
-            monkeypatch.setattr(sweep, "_report_seconds", took)
+            monkeypatch.setattr(end_of_sweep, "_report_seconds", took)
             built.clear()
-            with sweep.job(None):
+            with around_job(None):
                 pass
             return built
 
@@ -128,7 +137,7 @@ class TestAfterJob:
         assert finish_job(since=100, took=5) == [False]
 
     def test_an_error_does_not_fail_the_job(self, finish_job, monkeypatch, caplog):
-        monkeypatch.setattr(sweep, "_after_job", lambda: 1 / 0)
+        monkeypatch.setattr(end_of_sweep, "report_meanwhile", lambda sweep: 1 / 0)
         assert finish_job() == []
         (line,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
-        assert line.startswith("the sweep's report failed, the results are complete: ZeroDivision")
+        assert line.startswith("the sweep's report failed; no result is affected: ZeroDivision")

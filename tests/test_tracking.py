@@ -1,7 +1,6 @@
 """W&B: what a run leaves behind, read back with wandb's own reader, and that it can do no harm."""
 
 import json
-import pickle
 import signal
 import subprocess
 import sys
@@ -12,19 +11,16 @@ from types import SimpleNamespace
 import pytest
 from omegaconf import OmegaConf
 
-from pqd import tracking
-from pqd.config import (
-    BackboneConfig,
-    CacheConfig,
-    Config,
-    DatasetConfig,
-    LoggerConfig,
-    OrderConfig,
-)
+from configs import config as default_config
+from pqd import result, tracking
+from pqd.config import BackboneConfig, CacheConfig, DatasetConfig, LoggerConfig
 from pqd.report.load import load
 from pqd.report.view import view
-from pqd.tracking_records import final_figures
+from pqd.result import Final, Result
+from pqd.tracking import run as tracking_run
+from pqd.tracking.records import final_figures
 
+cloudpickle = pytest.importorskip("cloudpickle")
 wandb = pytest.importorskip("wandb")
 CONF = Path(__file__).parents[1] / "conf"
 pytestmark = pytest.mark.usefixtures("own_wandb")
@@ -32,13 +28,13 @@ pytestmark = pytest.mark.usefixtures("own_wandb")
 
 @pytest.fixture(autouse=True)
 def _reachable(monkeypatch):
-    monkeypatch.setattr(tracking, "_unreachable", threading.Event())
+    monkeypatch.setattr(tracking_run, "_unreachable", threading.Event())
 
 
 def make_config(order="pqd"):
-    return Config(
+    return default_config(
+        order,
         seed=3,
-        order=OrderConfig(order, ["prune", "quantize", "distill"]),
         backbone=BackboneConfig("resnet20", "resnet20"),
         dataset=DatasetConfig(name="digits", root="data"),
         logger=LoggerConfig(name="wandb"),
@@ -77,15 +73,16 @@ def epochs(count, **more):
 def completed(order="pqd", seed=3, accuracy=98.0):
     stages = {"p": "prune", "q": "quantize", "d": "distill"}
     trained = ["baseline", *(stages[letter] for letter in order)]
-    return {
-        "schema": 1,
+    content = {
+        "schema": 2,
         "status": "completed",
         "reason": None,
         "name": f"resnet20_digits_{order}_s0.9_seed{seed}",
         "config_hash": f"{order}{seed}",
+        "order": trained[1:],
         "config": {
             "seed": seed,
-            "order": {"name": order, "stages": trained[1:]},
+            "order": {"name": order},
             "backbone": {"name": "resnet20"},
             "dataset": {"name": "digits"},
             "prune": {"sparsity": 0.9},
@@ -119,6 +116,7 @@ def completed(order="pqd", seed=3, accuracy=98.0):
         "provenance": {"cpu": "AMD EPYC", "cores": 2, "started": "2026-11-22T08:00:00+00:00"},
         "files": {},
     }
+    return result.decode(Result, content, "completed")
 
 
 def read(folder):
@@ -153,7 +151,7 @@ def read(folder):
 
 
 def warnings_of(caplog):
-    return [r.getMessage() for r in caplog.records if r.name == tracking.__name__]
+    return [r.getMessage() for r in caplog.records if r.name == tracking_run.__name__]
 
 
 def test_run_holds_config_curves_figures_and_files(config, tmp_path, capfd):
@@ -175,7 +173,7 @@ def test_run_holds_config_curves_figures_and_files(config, tmp_path, capfd):
     assert found.run["run_group"] == sweep.name
     assert found.run["job_type"] == "compress"
     assert found.run["tags"] == ["pqd", "resnet20", "digits", "seed3"]
-    assert found.config["order"] == {"name": "pqd", "stages": ["prune", "quantize", "distill"]}
+    assert found.config["order"] == {"name": "pqd"}
     assert found.config["prune"]["sparsity"] == 0.8
     assert found.metrics == {
         f"{stage}/*": f"{stage}/epoch" for stage in ("baseline", "prune", "quantize", "distill")
@@ -209,7 +207,7 @@ def test_run_holds_config_curves_figures_and_files(config, tmp_path, capfd):
 
 
 def test_figures_have_stable_names():
-    figures = final_figures(completed()["final"])
+    figures = final_figures(completed().final)
     expected = {
         "final/accuracy": 98.0,
         "final/network_accuracy": 98.0,
@@ -233,12 +231,18 @@ def test_figures_have_stable_names():
         "final/latency_ms_p50/int8_onnxruntime_threads0_batch1": 0.7,
     }
     assert figures == expected
-    assert final_figures({}) == {}
+    smallest = Final(dense_accuracy=98.5, accuracy=97.5, sparsity=0.0)
+    assert final_figures(smallest) == {
+        "final/dense_accuracy": 98.5,
+        "final/accuracy": 97.5,
+        "final/sparsity": 0.0,
+    }
 
 
 def test_run_that_fails_is_marked_and_its_next_attempt_goes_on_under_its_id(config, tmp_path):
-    failed = completed() | {"status": "failed", "reason": "disk full", "final": None}
-    failed["stages"] = failed["stages"][:1]
+    failed = completed()
+    failed.status, failed.reason, failed.final = "failed", "disk full", None
+    del failed.stages[1:]
     with tracking.start(config, tmp_path, "x") as tracker:
         tracker.finish(failed, [])
     first = read(tmp_path)
@@ -278,7 +282,7 @@ def test_parallel_jobs_keep_their_config_and_summary(tmp_path):
     for order in ("qdp", "dpq"):
         folder = tmp_path / order
         folder.mkdir()
-        (folder / "job").write_bytes(pickle.dumps((make_config(order), completed(order))))
+        (folder / "job").write_bytes(cloudpickle.dumps((make_config(order), completed(order))))
         jobs[order] = subprocess.Popen([sys.executable, "-c", JOB, folder])
     assert [job.wait(60) for job in jobs.values()] == [0, 0]
     for order in jobs:
@@ -323,9 +327,9 @@ class FakeRun:
 @pytest.mark.parametrize("trouble", [broken, hang])
 def test_trouble_is_one_warning(config, tmp_path, monkeypatch, caplog, call, trouble):
     run, ended = FakeRun(), []
-    monkeypatch.setattr(tracking, "_end_service", lambda: ended.append(True))
+    monkeypatch.setattr(tracking_run, "_end_service", lambda: ended.append(True))
     if trouble is hang:
-        monkeypatch.setattr(tracking, "END_SECONDS", 0.1)
+        monkeypatch.setattr(tracking_run, "END_SECONDS", 0.1)
     monkeypatch.setattr(wandb, "init", lambda **_: run)
     settings = SimpleNamespace(settings=SimpleNamespace(mode="offline"))
     monkeypatch.setattr(wandb, "setup", lambda _: settings)
@@ -336,7 +340,7 @@ def test_trouble_is_one_warning(config, tmp_path, monkeypatch, caplog, call, tro
     reason = "no space left on device" if trouble is broken else "no answer within 0 s"
     assert warnings_of(caplog) == [f"W&B: {reason}. The run goes on without it."]
     assert ended == [True]
-    assert tracking._unreachable.is_set() == (trouble is hang)  # and the next run does not wait
+    assert tracking_run._unreachable.is_set() == (trouble is hang)  # and the next run does not wait
     if trouble is broken and call in ("log", "log_artifact"):
         assert run.exit_codes == [0]  # finished all the same
 
@@ -349,8 +353,8 @@ def test_service_that_hangs_is_ended_and_the_next_run_has_a_new_one(
     service = wandb.setup()._connection._proc
     service._process.send_signal(signal.SIGSTOP)
     with monkeypatch.context() as patch:
-        patch.setattr(tracking, "END_SECONDS", 0.5)
-        patch.setattr(tracking, "SHUTDOWN_SECONDS", 0.5)
+        patch.setattr(tracking_run, "END_SECONDS", 0.5)
+        patch.setattr(tracking_run, "SHUTDOWN_SECONDS", 0.5)
         with tracking.start(config, tmp_path / "b", "b") as tracker:
             tracker.finish(completed(), [])
     assert warnings_of(caplog) == ["W&B: no answer within 0 s. The run goes on without it."]
@@ -430,7 +434,7 @@ def test_server_that_is_down_makes_this_and_the_next_runs_offline(
 ):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
-    monkeypatch.setattr(tracking, "INIT_SECONDS", 0.5)
+    monkeypatch.setattr(tracking_run, "INIT_SECONDS", 0.5)
     wandb.teardown()
     for name in ("a", "b"):
         with tracking.start(config, tmp_path / name, name) as tracker:
@@ -450,7 +454,7 @@ def test_an_upload_that_takes_too_long_makes_the_next_runs_offline(
     runs, modes = [FakeRun(), FakeRun()], []
     runs[0].finish = too_long
     opened = iter(runs)
-    monkeypatch.setattr(tracking, "_end_service", lambda: None)
+    monkeypatch.setattr(tracking_run, "_end_service", lambda: None)
     monkeypatch.setattr(wandb, "login", lambda **_: True)
     monkeypatch.setattr(wandb, "init", lambda mode, **_: modes.append(mode) or next(opened))
     config.logger.mode = "online"
@@ -471,11 +475,11 @@ def test_a_stage_that_goes_on_is_whole_and_its_summary_is_its_last_epochs(
     if resumed:
         run.summary |= {"baseline/epoch": 2, "prune/epoch": 1}
     monkeypatch.setattr(wandb, "init", lambda **_: run)
-    result = completed()
-    result["stages"][1]["history"] = epochs([1, 2, 3])
+    found = completed()
+    found.stages[1].history = epochs([1, 2, 3])
     with tracking.start(config, tmp_path, "x") as tracker:
         tracker.epoch("prune", epochs([3])[0])
-        tracker.finish(result, [])
+        tracker.finish(found, [])
     logged = [(k, v) for row in run.logged for k, v in row.items() if k.endswith("/epoch")]
     earlier = [] if resumed else [("baseline/epoch", 1), ("baseline/epoch", 2), ("prune/epoch", 1)]
     assert sorted(logged) == sorted(
@@ -488,11 +492,10 @@ def test_a_stage_that_goes_on_is_whole_and_its_summary_is_its_last_epochs(
 def test_sweep_leaves_one_summary_run_with_the_frontier(config, tmp_path):
     for order, accuracy in (("pqd", 98.0), ("qpd", 97.0)):
         (tmp_path / order).mkdir()
-        result = completed(order, accuracy=accuracy)
-        (tmp_path / order / "result.json").write_text(json.dumps(result))
+        result.write(tmp_path / order, completed(order, accuracy=accuracy))
     (tmp_path / "report.md").write_text("report")
     report = view(load([tmp_path]))
-    tracking.log_sweep(config, tmp_path, report)
+    tracking.log_sweep(config.logger, tmp_path, report)
 
     found = read(tmp_path)
     assert (found.run["job_type"], found.run["run_group"]) == ("sweep-summary", tmp_path.name)

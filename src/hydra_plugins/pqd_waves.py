@@ -20,6 +20,12 @@ from pqd.identity import wanted
 from pqd.result import FILE, check_free
 from pqd.sweep.waves import waves
 
+# Of Hydra's launchers, which say with every wave how many jobs they launch.
+_LAUNCHERS = (
+    "hydra._internal.core_plugins.basic_launcher",
+    "hydra_plugins.hydra_joblib_launcher._core",
+)
+
 log = logging.getLogger(__name__)
 
 
@@ -65,21 +71,28 @@ class WaveSweeper(BasicSweeper):
             )
         for job, path in zip(ranked, folders, strict=True):
             check_free(path, settings[job])
+        try:
+            for path in folders:
+                path.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(self.config, folder / "multirun.yaml")
+        except OSError as error:
+            raise UserError(f"the sweep cannot write to {one_line(error)}") from None
         sweep.announce(folders)
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
+        for name in _LAUNCHERS:
+            logging.getLogger(name).addFilter(_counts_nothing)
 
         first, died = 0, False
         results: list[Sequence[JobReturn]] = []
         for wave in order:
             placed = [[*jobs[job], _fixed(names[rank])] for rank, job in enumerate(wave, first)]
+            log.info("launching %s of %d", _span(first + 1, first + len(wave)), len(jobs))
             try:
                 results.append(self._launch(placed, first))
             except Exception as error:  # the launcher's: a job died and left no result
                 line = one_line(error, named=True)
                 if not any((path / FILE).exists() for path in folders):
                     sweep.announce([])
-                    raise UserError(f"no job could be launched; {line}") from error
+                    raise UserError(f"no job could be launched in {folder}; {line}") from error
                 log.warning("a job died; the others go on. %s", line)
                 log.debug("", exc_info=True)
                 died = True
@@ -153,6 +166,15 @@ def _subfolder(cfg: DictConfig, number: int) -> str:
 def _fixed(subfolder: str) -> str:
     """The override that gives a job its folder, also if there is a time in the name."""
     return f"hydra.sweep.subdir={QuotedString(subfolder, Quote.single).with_quotes()}"
+
+
+def _span(first: int, last: int) -> str:
+    return f"job {first}" if first == last else f"jobs {first} to {last}"
+
+
+def _counts_nothing(record: logging.LogRecord) -> bool:
+    """Passes what a launcher says of single jobs; their number is that of a wave's."""
+    return "aunching " not in record.getMessage()
 
 
 @contextmanager

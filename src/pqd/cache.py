@@ -8,21 +8,25 @@ Two jobs that want the same entry meet at a lock: one makes it, the other waits 
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any
 
+from pqd import files
 from pqd.errors import UserError
 from pqd.locks import held
 
 MANIFEST = "manifest.json"
+
+log = logging.getLogger(__name__)
 
 
 def key_of(identity: dict[str, Any]) -> str:
@@ -59,10 +63,9 @@ class Item:
 class Cache:
     """Entries below one folder: `<folder>/<key>/`, with locks and checkpoints beside them."""
 
-    def __init__(self, folder: Path, say: Callable[[str], None] = print) -> None:
-        """Uses `folder`, created when first written to; `say` gets a line when all is not well."""
+    def __init__(self, folder: Path) -> None:
+        """Uses `folder`, created when first written to."""
         self.folder = folder
-        self.say = say
 
     def checkpoint(self, key: str) -> Path:
         """Returns where unfinished work on an entry is kept; removed when the entry is stored."""
@@ -73,6 +76,7 @@ class Cache:
 
         Raises:
             UserError: the cache's folder cannot be written, or not be locked.
+            OSError: the disk is full, say; what was made so far is removed, and named.
         """
         if (entry := self._read(key)) is not None:
             return entry
@@ -80,8 +84,8 @@ class Cache:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cache.dir={self.folder} cannot be made: {error.strerror}") from None
-        waiting = f"{label}: another job is at it, waiting for its result"
-        with held(self._lock(key), lambda: self.say(waiting)):
+        waiting = "%s: another job is at it, waiting for its result"
+        with held(self._lock(key), lambda: log.warning(waiting, label)):
             # Whoever held the lock may have made the entry meanwhile. On NFS, opening the folder
             # makes this machine forget that the entry was not there a moment ago.
             os.listdir(self.folder)
@@ -124,12 +128,11 @@ class Cache:
         label = "unfinished"
         if entry in paths:
             try:
-                label = str(json.loads((entry / MANIFEST).read_text())["label"])
+                label = str(files.read_json(entry / MANIFEST)["label"])
             except (OSError, ValueError, KeyError, TypeError):
                 label = "damaged"
-        files = [file for path in paths for file in (path, *path.rglob("*"))]
         try:
-            stats = [file.stat() for file in files]
+            stats = [file.stat() for path in paths for file in (path, *path.rglob("*"))]
         except FileNotFoundError:  # a job is at it
             return None
         used = datetime.fromtimestamp(max(stat.st_mtime for stat in stats), UTC)
@@ -138,21 +141,20 @@ class Cache:
     def _make(self, key: str, label: str, make: Callable[[Path], None]) -> Entry:
         temporary, final = self.folder / f"{key}.partial", self.folder / key
         if final.exists():  # and yet it could not be read
-            self.say(f"cache entry {final} is damaged; it is made again")
+            log.warning("cache entry %s is damaged; it is made again", final)
         shutil.rmtree(temporary, ignore_errors=True)  # left by a killed job
-        temporary.mkdir()
-        make(temporary)
-        files = sorted(p for p in temporary.iterdir() if p.is_file())
-        manifest = {
-            "label": label,
-            "made": datetime.now(UTC).isoformat(timespec="seconds"),
-            "files": {p.name: {"bytes": p.stat().st_size, "sha256": file_digest(p)} for p in files},
-        }
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        for path in (*files, temporary / MANIFEST):
-            _sync(path)
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(temporary, final)
+        with _removed_on_error(temporary):
+            temporary.mkdir()
+            make(temporary)
+            made = sorted(p for p in temporary.iterdir() if p.is_file())
+            facts = {p.name: {"bytes": p.stat().st_size, "sha256": file_digest(p)} for p in made}
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            manifest = {"label": label, "made": now, "files": facts}
+            for path in made:
+                _sync(path)
+            files.write_json(temporary / MANIFEST, manifest)
+            shutil.rmtree(final, ignore_errors=True)
+            os.rename(temporary, final)
         self.checkpoint(key).unlink(missing_ok=True)
         return self._entry(key, manifest, cached=False)
 
@@ -160,13 +162,13 @@ class Cache:
         """Returns a sound entry, from now on used just now; None if there is none."""
         folder = self.folder / key
         try:
-            manifest = json.loads((folder / MANIFEST).read_text())
+            manifest = files.read_json(folder / MANIFEST)
             sound = all(
                 (folder / name).stat().st_size == file["bytes"]
                 and file_digest(folder / name) == file["sha256"]
                 for name, file in manifest["files"].items()
             )
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
             return None
         if not sound:
             return None
@@ -175,8 +177,25 @@ class Cache:
         return self._entry(key, manifest, cached=True)
 
     def _entry(self, key: str, manifest: dict[str, Any], *, cached: bool) -> Entry:
-        files = tuple(self.folder / key / name for name in manifest["files"])
-        return Entry(key, self.folder / key, files, cached)
+        found = tuple(self.folder / key / name for name in manifest["files"])
+        return Entry(key, self.folder / key, found, cached)
+
+
+@contextmanager
+def _removed_on_error(folder: Path) -> Iterator[None]:
+    """Removes what was made before an error: with it goes what filled a disk."""
+    try:
+        yield
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(folder)
+        if not isinstance(error, OSError) and (
+            match := re.search(r"\(os error (\d+)\)", str(error))
+        ):
+            code = int(match[1])  # so says what is written in Rust, e.g. safetensors
+            raise OSError(code, os.strerror(code), str(folder)) from error
+        raise
 
 
 def _sync(path: Path) -> None:

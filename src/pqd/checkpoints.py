@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pqd.errors import UserError
+from pqd.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +75,7 @@ def resume(
         history = list(state["history"])
         optimizer.load_state_dict(state["optimizer"])
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        log.warning("ignoring the checkpoint %s and starting anew: %s", path, reason)
+        log.warning("ignoring the checkpoint %s and starting anew: %s", path, one_line(error))
         return []
     model.load_state_dict(state["model"])
     return history

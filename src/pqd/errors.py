@@ -47,7 +47,9 @@ def one_line(error: BaseException | str, *, named: bool = False) -> str:
     kind = error if isinstance(error, str) else type(error).__name__
     text = " ".join(str(error).split()) or kind
     if isinstance(error, OSError) and error.strerror:
-        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        name = str(error.filename or "")
+        short = name if len(name) <= LONGEST // 2 else f"{name[:70]}...{name[-70:]}"
+        text = f"{short}: {error.strerror}" if short else error.strerror
     return (f"{kind}: {text}" if named and text != kind else text)[:LONGEST]
 
 

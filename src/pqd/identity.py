@@ -126,20 +126,3 @@ def owner(key: str) -> str | None:
     """Returns the stage whose setting this is, None if all stages share it."""
     group = key.partition(".")[0]
     return group if group in STAGES else None
-
-
-def settings_names() -> list[str]:
-    """Returns the dotted keys of all settings."""
-    from pqd.schema import schema
-
-    return _names(schema(), "")
-
-
-def _names(kind: Any, prefix: str) -> list[str]:
-    found: list[str] = []
-    for of in fields(kind):
-        found.append(prefix + of.name)
-        inner = of.type if isinstance(of.type, type) else get_type_hints(kind)[of.name]
-        if is_dataclass(inner):
-            found += _names(inner, f"{prefix}{of.name}.")
-    return found

@@ -45,11 +45,16 @@ def refused(key: str, known: list[str]) -> UserError:
     """
     if now := successor(key):
         return UserError(f"{key} is now {now}")
-    near = nearest(key, known)
-    if not near:
-        last = key.rpartition(".")[2]
-        near = [name for name in known if name.rpartition(".")[2] == last][:1]
-    return UserError(f"{key} is no setting" + (f"; did you mean {near[0]}?" if near else ""))
+    group, _, last = key.rpartition(".")
+    alike = [name for name in known if name.rpartition(".")[2] == last]  # in another group
+    near = [name for name in nearest(key, known, 3) if not key.startswith(f"{name}.")]
+    if near := near or alike:
+        return UserError(f"{key} is no setting; did you mean {near[0]}?")
+    group = group if group in known else ""
+    members = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == group]
+    return UserError(
+        f"{key} is no setting; {group or 'the configuration'} has {', '.join(members)}"
+    )
 
 
 def successor(key: str) -> str | None:
@@ -60,15 +65,17 @@ def successor(key: str) -> str | None:
     return None
 
 
-def explained(text: str) -> str | None:
-    """Returns what to tell of an error of Hydra's about an unknown key; None if it is another."""
+def explained(text: str) -> str:
+    """Returns what to tell of an error of Hydra's, which may be about an unknown key."""
     match = re.search(r"Could not override '([^'@]+)'|full_key: ([\w.]+)", text)
-    if match is None:
-        return None
-    from pqd.schema import schema
+    if match:
+        from pqd.schema import schema
 
-    key, known = match[1] or match[2], list(names(schema()))
-    return None if key in known or key.startswith("hydra.") else str(refused(key, known))
+        key, known = match[1] or match[2], list(names(schema()))
+        if key not in known and not key.startswith("hydra."):
+            return str(refused(key, known))
+    text = re.sub(r" To append to your config use \S+", "", text)  # which no setting takes
+    return re.sub(r" full_key: (\S+)( \w+_type=\S+)*", r" (\1)", text)
 
 
 def names(kind: Any, prefix: str = "") -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from pqd import files
 from pqd.config import Config
-from pqd.errors import UserError
+from pqd.errors import UserError, one_line
 from pqd.identity import run_hash, run_name
 from pqd.stages import spelled
 
@@ -229,7 +229,9 @@ def check_free(folder: Path, config: Config) -> None:
         there = read(folder)
     except FileNotFoundError:
         return
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(one_line(error)) from None
+    except ValueError as error:
         raise UserError(
             f"{folder / FILE} is not a result of pqd and would be replaced; choose another folder "
             f"or remove it ({error})"

@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import small_sweeps as sweeps
 
 # Epochs enough that most preemptions come upon a stage under way.
-SWEEP = (sweeps.SIX, "train.epochs={baseline: 12, prune: 6, quantize: 6, distill: 6}")
+EPOCHS = ("baseline.epochs=12", "prune.epochs=6", "quantize.epochs=6", "distill.epochs=6")
+SWEEP = (sweeps.SIX, *EPOCHS)
 LAUNCHER = (
     "hydra/launcher=slurm_gpu",
     f"hydra.launcher.partition={PARTITION}",

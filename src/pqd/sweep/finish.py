@@ -20,24 +20,35 @@ REPORT_SHARE = 0.1  # of a sweep's time that its reports may take; the last one 
 
 log = logging.getLogger(__name__)
 
+_place: Path | None = None
 _folder: Path | None = None
 _jobs: list[Path] | None = None
 _report_seconds = 0.0  # what this process's last report took
 
 
 class RememberFolder(Callback):
-    """Notes a sweep's folder, which Hydra tells nobody else in the launching process."""
+    """Notes the folder of a run or sweep, which Hydra tells nobody else in the launching process."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Called before the folder is made."""
+        global _place
+        _place = Path(config.hydra.run.dir)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Called before the jobs start."""
-        global _folder
-        _folder = Path(config.hydra.sweep.dir).absolute()
+        global _folder, _place
+        _place = _folder = Path(config.hydra.sweep.dir).absolute()
 
 
 def announce(jobs: list[Path]) -> None:
     """Says which folders the jobs of this sweep have; others may be there from earlier ones."""
     global _jobs
     _jobs = jobs
+
+
+def place() -> Path | None:
+    """Returns the folder of this process's run or sweep, None if it is not known yet."""
+    return _place
 
 
 def finish(*, interrupted: bool) -> bool:

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import logging
 import os
 import signal
 import sys
@@ -38,7 +39,7 @@ def launch(main: Callable[[], Any]) -> None:
     """Runs Hydra's main, ends a sweep with its report, and exits; 0 only if all went well."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors arrive here rather than printed by Hydra
     signal.signal(signal.SIGTERM, _stop)
-    _print_what_can_be_printed()
+    _bear_bad_output()
     code = 1
     try:
         main()
@@ -47,9 +48,11 @@ def launch(main: Callable[[], Any]) -> None:
         print_error("interrupted; finished stages are kept, the same command goes on from them")
         code = 130
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is None and finish.place():
+            error.filename = str(finish.place())  # Python names no file on a full disk
         line = mistake(error)
         if line is None and _is_foreign(error):
-            line = one_line(error)
+            line = one_line(error, named=not isinstance(error, OSError | ValueError))
         if line is None:
             raise
         print_error(line)
@@ -68,7 +71,7 @@ def mistake(error: BaseException) -> str | None:
     if isinstance(error, CompactHydraException | OmegaConfBaseException):
         cause = error.__cause__
         text = f"{error}. {cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
-        return keys.explained(text) or " ".join(text.split())
+        return keys.explained(" ".join(text.split()))
     if isinstance(error, OSError) and error.errno in _REFUSALS:
         return one_line(error)
     return None
@@ -83,7 +86,7 @@ def job(cfg: DictConfig) -> Iterator[None]:
     """
     global _job_failed
     hydra = HydraConfig.get()
-    _print_what_can_be_printed()  # in a process of a launcher's, too
+    _bear_bad_output()  # in a process of a launcher's, too
     with suppress(OSError):  # on another machine
         os.chdir(hydra.runtime.cwd)
     try:
@@ -113,8 +116,11 @@ def _record(folder: Path, cfg: DictConfig, line: str) -> None:
     if found.status == "running":
         try:
             result.write(folder, replace(found, status="failed", reason=line))
-        except OSError as error:
-            print_error(f"the failure is not on record: {one_line(error)}")
+        except OSError:  # the disk is full: a word in place of one as long needs no space
+            with suppress(OSError), (folder / result.FILE).open("r+b") as file:
+                content = file.read()
+                file.seek(content.index(b'"status": "running",'))
+                file.write(b'"status": "failed" ,')
 
 
 def _is_foreign(error: BaseException) -> bool:
@@ -129,8 +135,9 @@ def _stop(*_: int | FrameType | None) -> NoReturn:
     raise KeyboardInterrupt("stopped by SIGTERM")
 
 
-def _print_what_can_be_printed() -> None:
-    """Has characters that the terminal's encoding lacks replaced, rather than fail a run."""
+def _bear_bad_output() -> None:
+    """Lets no run fail for what it prints: characters that the terminal lacks, a full log file."""
+    logging.raiseExceptions = False
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

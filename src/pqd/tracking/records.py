@@ -6,8 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pqd import options
 from pqd.result import DENSE, Final, Result
-from pqd.stages import spell
+from pqd.stages import STAGES, spell
 
 if TYPE_CHECKING:
     import wandb
@@ -107,7 +108,13 @@ def record_sweep(run: "wandb.Run", sweep_dir: Path, report: "Report") -> None:
     from pqd.report import figures
     from pqd.report.words import runtime, setup
 
-    columns = ["case", "order", "sparsity", "cost", "unit", "measured_in", "accuracy"]
+    axes = {
+        f"{stage.name}.{key}": given.axis
+        for stage in STAGES.values()
+        for key, _, given in options.leaves(stage.settings_class()())
+        if given.axis
+    }
+    columns = ["case", "order", *axes.values(), "cost", "unit", "measured_in", "accuracy"]
     columns += ["accuracy_low", "accuracy_high", "runs", "dominated"]
     table = wandb.Table(columns=list(columns))
     plots: dict[str, go.Figure] = {}
@@ -118,7 +125,8 @@ def record_sweep(run: "wandb.Run", sweep_dir: Path, report: "Report") -> None:
             place = "" if where is None else f"{runtime(where.runtime)}, {setup(where)}"
             for point in frontier.points:
                 mean = point.accuracy
-                row = (family.label, point.order, point.sparsity, point.cost, unit, place)
+                at = [dict(point.axes).get(key) for key in axes]
+                row = (family.label, point.order, *at, point.cost, unit, place)
                 table.add_data(*row, mean.mean, mean.low, mean.high, mean.n, point.dominated)
             figure = go.Figure(figures.frontier(frontier))
             figure.update_layout(title=", ".join(filter(None, (family.label, place))))
