@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from pqd.backbones import build
 from pqd.backbones.build import BUILDERS
 from pqd.backbones.resnet import CifarResNet, resnet18, resnet18_imagenet_stem
-from pqd.backbones.trace import trace
+from pqd.graph.trace import trace
 from pqd.backbones.vgg import vgg16_bn
 from pqd.backbones.wrn import WideResNet
 from pqd.config import BackboneConfig
@@ -86,7 +86,7 @@ def test_the_papers_network_is_42_65_mebibytes():
 )
 def test_a_traced_network_computes_what_the_untraced_one_does(make):
     untraced = make()
-    assert_same_function(trace(copy.deepcopy(untraced), "net"), untraced)
+    assert_same_function(trace(copy.deepcopy(untraced), "net", (3, 8, 8)), untraced)
 
 
 # Their features: BatchNormAct2d and squeeze-excitation; functional dropout and split channels;
@@ -177,12 +177,12 @@ def test_an_untraceable_network_is_refused_naming_operation_and_layer():
         r'=mine .*"return x if x.sum\(\) > 0 else -x" in layer inner \(Branching\): TraceError'
     )
     with pytest.raises(UserError, match=message):
-        trace(Holder(inner), "mine")
+        trace(Holder(inner), "mine", (3, 8, 8))
 
 
 def test_a_network_whose_mode_would_be_frozen_is_refused():
     with pytest.raises(UserError, match="alpha_dropout differs between training and evaluation"):
-        trace(Holder(DropsByItself()), "mine")
+        trace(Holder(DropsByItself()), "mine", (3, 8, 8))
 
 
 def test_wrong_logits_are_refused(monkeypatch):
@@ -194,7 +194,7 @@ def test_wrong_logits_are_refused(monkeypatch):
 def test_gradients_of_a_narrow_strided_convolution_are_right_in_channels_last():
     net = nn.Sequential(nn.Conv2d(3, 8, 1, stride=2, bias=False))
     exact = copy.deepcopy(net).double()
-    got = trace(net, "net")(images(2))
+    got = trace(net, "net", (3, 8, 8))(images(2))
     want = exact(images(2).double())
     torch.testing.assert_close(got, want.float())
     got.square().sum().backward()
@@ -204,7 +204,7 @@ def test_gradients_of_a_narrow_strided_convolution_are_right_in_channels_last():
 
 def test_a_padded_strided_convolution_keeps_its_stride():
     net = nn.Sequential(nn.Conv2d(3, 8, 1, stride=2, padding=1))
-    assert_same_function(trace(copy.deepcopy(net), "net"), net)
+    assert_same_function(trace(copy.deepcopy(net), "net", (3, 8, 8)), net)
 
 
 def test_layers_that_cannot_be_deployed_are_named():
@@ -217,9 +217,9 @@ def test_layers_that_cannot_be_deployed_are_named():
             return self.conv(self.conv(x))
 
     with pytest.raises(UserError, match=r"backbone.name=net calls layer conv 2 times; once is"):
-        trace(Twice(), "net")
+        trace(Twice(), "net", (3, 8, 8))
     with pytest.raises(UserError, match="batch norm 0 keeps no running statistics"):
-        trace(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)), "net")
+        trace(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)), "net", (3, 8, 8))
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ from torch import fx, nn
 
 from pqd.backbones import _torchvision  # noqa: F401  before the first import of torchvision
 from pqd.backbones.resnet import resnet8, resnet18, resnet18_imagenet_stem, resnet20
-from pqd.backbones.trace import first_line, trace
+from pqd.graph.trace import trace
 from pqd.backbones.vgg import vgg16_bn
 from pqd.backbones.wrn import wrn28_10
 from pqd.config import BackboneConfig
-from pqd.errors import UserError, choices
+from pqd.errors import UserError, choices, one_line
 
 # A network of one's own: add its function (classes, channels, image_size) -> nn.Module here, and
 # a file to conf/backbone/.
@@ -45,8 +45,9 @@ def build(cfg: BackboneConfig, classes: int, channels: int, image_size: int) -> 
             torch.fx cannot trace, that fails on images of this size, or that does not return
             logits of shape [B, classes].
     """
-    net = trace(_create(cfg, classes, channels, image_size), cfg.name)
-    _check(net, cfg.name, classes, (channels, image_size, image_size))
+    shape = (channels, image_size, image_size)
+    net = trace(_create(cfg, classes, channels, image_size), cfg.name, shape)
+    _check(net, cfg.name, classes, shape)
     return net
 
 
@@ -73,7 +74,7 @@ def _check(net: fx.GraphModule, name: str, classes: int, shape: tuple[int, int, 
     except Exception as error:  # layers check their input in many ways
         raise UserError(
             f"backbone.name={name} fails on images of shape {list(shape)} "
-            f"(is dataset.image_size too small for it?): {first_line(error)}"
+            f"(is dataset.image_size too small for it?): {one_line(error, named=True)}"
         ) from error
     net.train()
     given = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
