@@ -3,7 +3,7 @@
 from collections import Counter
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from pqd.errors import UserError
@@ -63,14 +63,18 @@ def lift_layers(graph: fx.Graph, net: nn.Module, entered: list[str], name: str) 
             for argument in [given["weight"], bias]:
                 if isinstance(argument, fx.Node) and not argument.users:
                     graph.erase_node(argument)
+        # What the layer's own forward and hooks do is in the graph now.
+        vars(layer).pop("forward", None)
+        layer._forward_hooks.clear()
+        layer._forward_pre_hooks.clear()
         if node.target is F.linear:
             layer.__class__ = nn.Linear
             continue
         layer.__class__ = nn.Conv2d
-        layer.padding_mode = "zeros"
-        for key in ("stride", "padding", "dilation", "groups"):
+        given["padding_mode"] = "zeros"
+        for key in ("stride", "padding", "dilation", "groups", "padding_mode"):
             value = given[key]
-            pair = key != "groups" and not isinstance(value, str | tuple | list)
+            pair = key != "groups" and isinstance(value, int)
             setattr(layer, key, (value, value) if pair else value)
 
 
@@ -79,12 +83,12 @@ def check_layers(graph: fx.Graph, net: nn.Module, name: str) -> None:
 
     Raises:
         UserError: a layer is called at several places (each has a range and a batch norm of its
-            own), shares its weight, is read by something else, or carries a hook or a
-            parametrization; or a batch norm has no running statistics.
+            own), shares its weight, carries a hook, or something else reads its weight; or a batch
+            norm has no running statistics.
     """
     where = f"backbone.name={name}"
     counts = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
-    owners: dict[nn.Parameter, str] = {}
+    owners: dict[Tensor, str] = {}
     for path, count in counts.items():
         layer = net.get_submodule(path)
         if type(layer).__module__.startswith("torch.nn.") and is_changed(layer):
@@ -135,4 +139,3 @@ def _not_plain(layer: nn.Module, path: str, name: str) -> UserError:
         f"no plain {kind}: it computes its weight; accepted are {plain} and "
         f"subclasses that call {call} with their own weight and bias"
     )
-

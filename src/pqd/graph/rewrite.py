@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -9,18 +10,23 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from pqd.errors import UserError
+from pqd.graph.strides import call_before
 
-_VECTOR = 16  # float32 in AVX-512
+_AVERAGE = (
+    "kernel_size",
+    "stride",
+    "padding",
+    "ceil_mode",
+    "count_include_pad",
+    "divisor_override",
+)
+_MAX = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 _POOLS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
-    F.avg_pool2d: (
-        nn.AvgPool2d,
-        *[("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")],
-    ),
+    F.avg_pool2d: (nn.AvgPool2d, _AVERAGE),
+    F.max_pool2d: (nn.MaxPool2d, _MAX),
+    torch.max_pool2d: (nn.MaxPool2d, _MAX),
     F.adaptive_max_pool2d: (nn.AdaptiveMaxPool2d, ("output_size", "return_indices")),
 }
-for _pool in (F.max_pool2d, torch.max_pool2d):
-    _names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-    _POOLS[_pool] = (nn.MaxPool2d, _names)
 
 
 class Rewriter:
@@ -54,15 +60,14 @@ class Rewriter:
             self._pad(node)
         for node in list(self.graph.nodes):
             layer = self.layer(node)
-            if node.target is F.interpolate and node.kwargs.get("antialias"):
-                raise self._refused(node, "antialias=True, which OpenVINO ignores", "antialias=False")
+            if node.target is F.interpolate and (*node.args[6:], node.kwargs.get("antialias"))[0]:
+                raise self._refused(
+                    node, "antialias=True, which OpenVINO ignores", "antialias=False"
+                )
             if type(layer) is nn.AvgPool2d:
                 self._average_pool(node, layer)
             if type(layer) is nn.AdaptiveMaxPool2d:
                 self._adaptive_max_pool(node, layer)
-            if type(layer) is nn.Conv2d:
-                self._stride_before_narrow(node, layer)
-                self._stride_within_map(node, layer)
 
     def layer(self, node: fx.Node) -> nn.Module | None:
         """Returns the layer that a node calls."""
@@ -83,13 +88,6 @@ class Rewriter:
         self.net.add_module(path, layer)
         node.op, node.target, node.args, node.kwargs = "call_module", path, node.args[:1], {}
 
-    def _before(self, node: fx.Node, layer: nn.Module, suffix: str) -> None:
-        """Calls a new layer on the input of a node."""
-        path = f"{str(node.target).replace('.', '_')}_{suffix}"
-        self.net.add_module(path, layer)
-        with self.graph.inserting_before(node):
-            node.args = (self.graph.call_module(path, node.args),)
-
     def _refused(self, node: fx.Node, what: str, accepted: str) -> UserError:
         return UserError(
             f"backbone.name={self.name} cannot be exported: {node.name} has {what}; "
@@ -104,9 +102,9 @@ class Rewriter:
         if found is None:
             return
         padding, value = found
-        readers = list(node.users)
-        if not any(padding) or all([self._pad_inside(r, padding, value) for r in readers]):
-            node.replace_all_uses_with(node.args[0])
+        reader = next(iter(node.users)) if len(node.users) == 1 else None
+        if not any(padding) or (reader and self._pad_inside(reader, padding, value)):
+            node.replace_all_uses_with(_input(node))
             self.graph.erase_node(node)
         elif value == 0 and node.op == "call_function":
             self._call(node, nn.ZeroPad2d(padding))
@@ -118,11 +116,14 @@ class Rewriter:
         layer = self.layer(node)
         if isinstance(layer, nn.CircularPad2d):
             raise self._refused(node, "mode=circular, which OpenVINO lacks", "constant or reflect")
-        if type(layer) in (nn.ZeroPad2d, nn.ConstantPad2d):
-            return layer.padding, float(getattr(layer, "value", 0.0))
+        if isinstance(layer, nn.ConstantPad2d):  # nn.ZeroPad2d is one
+            return layer.padding, float(layer.value)
         if node.op != "call_function" or node.target is not F.pad:
             return None
-        given = dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)) | node.kwargs
+        given: dict[str, Any] = dict(
+            zip(("input", "pad", "mode", "value"), node.args, strict=False)
+        )
+        given |= node.kwargs
         mode, pad = given.get("mode", "constant"), given["pad"]
         if mode == "circular":
             raise self._refused(node, "mode=circular, which OpenVINO lacks", "constant or reflect")
@@ -140,19 +141,16 @@ class Rewriter:
         if type(layer) is nn.Conv2d and value == 0 and (left, top) == (right, bottom):
             if isinstance(layer.padding, str):
                 return False
-            # Seen when all readers can: a convolution has one input, and is called once.
-            if len(node.args[0].users) == 1:
-                layer.padding = (layer.padding[0] + top, layer.padding[1] + left)
-                return True
-        if type(layer) is nn.MaxPool2d and value == -math.inf and len(node.args[0].users) == 1:
+            layer.padding = (layer.padding[0] + top, layer.padding[1] + left)
+            return True
+        if type(layer) is nn.MaxPool2d and value == -math.inf:
             return self._max_pool_inside(node, layer, padding)
         return False
 
     def _max_pool_inside(self, node: fx.Node, pool: nn.MaxPool2d, padding: tuple[int, ...]) -> bool:
         """A max-pool pads with -inf, at the end as far as its last window with `ceil_mode`."""
         left, _, top, _ = padding
-        source = node.args[0].args[0]
-        wanted, given = self.map_size(node), self.map_size(source)
+        wanted, given = self.map_size(node), self.map_size(_input(_input(node)))
         if wanted is None or given is None or _pair(pool.padding) != (0, 0):
             return False
         for ceil in (False, True):
@@ -183,31 +181,30 @@ class Rewriter:
             return
         kernel, stride, padding = map(_pair, (pool.kernel_size, pool.stride, pool.padding))
         if any(padding):
-            size, out = self.map_size(node.args[0]), self.map_size(node)
+            size, out = self.map_size(_input(node)), self.map_size(node)
             if size is None or out is None:
-                raise self._refused(node, "ceil_mode=True on maps of unknown size", "ceil_mode=False")
+                raise self._refused(
+                    node, "ceil_mode=True on maps of unknown size", "ceil_mode=False"
+                )
             covered = [(o - 1) * s + k for o, s, k in zip(out, stride, kernel, strict=True)]
             end = [min(p, c - h - p) for p, c, h in zip(padding, covered, size, strict=True)]
             if all(c <= h + 2 * p for c, h, p in zip(covered, size, padding, strict=True)):
                 self._call(node, nn.AvgPool2d(kernel, stride, padding))
                 return
             around = (padding[1], end[1], padding[0], end[0])
-            with self.graph.inserting_before(node):
-                path = f"padding_{node.name}"
-                self.net.add_module(path, nn.ZeroPad2d(around))
-                node.args = (self.graph.call_module(path, node.args[:1]),)
+            call_before(self.graph, self.net, node, nn.ZeroPad2d(around), "padding")
         new = nn.AvgPool2d(kernel, stride, ceil_mode=True, count_include_pad=False)
         self._call(node, new)
 
     def _adaptive_max_pool(self, node: fx.Node, pool: nn.AdaptiveMaxPool2d) -> None:
         """Makes it a max-pool, the only one that ONNX has: all windows must be of one size."""
-        size = self.map_size(node.args[0])
+        size = self.map_size(_input(node))
         if size is None or pool.return_indices:
             return
         wanted = [h if o is None else o for o, h in zip(_pair(pool.output_size), size, strict=True)]
         windows = [list(_windows(h, o)) for h, o in zip(size, wanted, strict=True)]
         kernels = [{end - start for start, end in axis} for axis in windows]
-        strides = [{b[0] - a[0] for a, b in zip(axis, axis[1:], strict=False)} for axis in windows]
+        strides = [{b[0] - a[0] for a, b in pairwise(axis)} for axis in windows]
         if any(len(k) > 1 for k in kernels) or any(len(s) > 1 or 0 in s for s in strides):
             what = f"output_size={tuple(wanted)} of maps of {size}, which ONNX lacks"
             raise self._refused(node, what, "a size that divides the map's")
@@ -215,43 +212,11 @@ class Rewriter:
         stride = [s.pop() if s else k for s, k in zip(strides, kernel, strict=True)]
         self._call(node, nn.MaxPool2d(tuple(kernel), tuple(stride)))
 
-    # Convolutions whose weight gradient oneDNN gets wrong
 
-    def _stride_before_narrow(self, node: fx.Node, layer: nn.Conv2d) -> None:
-        """Takes the stride out of narrow 1x1 convolutions.
-
-        In channels_last oneDNN writes past its buffer when the channels do not fill a vector: wrong
-        gradients or a crash (oneDNN issue 6035). A 1x1 pool before gives the very same numbers.
-        """
-        if (
-            layer.kernel_size == (1, 1)
-            and layer.stride != (1, 1)
-            and layer.padding in ((0, 0), "valid")
-            and layer.in_channels < _VECTOR
-        ):
-            self._before(node, nn.MaxPool2d(1, layer.stride), "stride")
-            layer.stride = (1, 1)
-
-    def _stride_within_map(self, node: fx.Node, layer: nn.Conv2d) -> None:
-        """Takes strides that are larger than the map out of convolutions.
-
-        In bf16 (AVX512-BF16, AMX) oneDNN leaves their weight gradient uninitialized, torch 2.13.
-        Where there is one output, the smallest stride that gives one gives the very same; else,
-        and where that is still too large, padding of its own makes the map as large.
-        """
-        size = self.map_size(node.args[0])
-        if size is None or isinstance(layer.padding, str):
-            return
-        sides = list(zip(size, layer.kernel_size, layer.padding, layer.dilation, strict=True))
-        steps = [h + 2 * p - d * (k - 1) for h, k, p, d in sides]
-        large = [k > 1 and h < s for (h, k, *_), s in zip(sides, layer.stride, strict=True)]
-        if not any(large) or min(steps) < 1:
-            return
-        layer.stride = tuple(min(s, n) for s, n in zip(layer.stride, steps, strict=True))
-        if any(h < s for h, s in zip(size, layer.stride, strict=True)):
-            top, left = layer.padding
-            self._before(node, nn.ZeroPad2d((left, left, top, top)), "padding")
-            layer.padding = (0, 0)
+def _input(node: fx.Node) -> fx.Node:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    return source
 
 
 def _pair(value: Any) -> tuple[Any, Any]:

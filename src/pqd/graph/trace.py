@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from pqd.errors import UserError
 from pqd.graph.layers import check_layers, lift_layers, unwrap_constructors
 from pqd.graph.rewrite import Rewriter
+from pqd.graph.strides import rewrite_strides
 from pqd.graph.tracer import Tracer
 
 
@@ -20,7 +21,7 @@ def trace(net: nn.Module, name: str, shape: tuple[int, int, int]) -> fx.GraphMod
     dropout of probability 0, adding 0) is left out. A convolution or linear layer that does more
     than torch's is traced into and becomes what it does: a padding and a plain convolution, say.
     Paddings, pools and convolutions that a runtime or a kernel gets wrong are rewritten (see
-    `Rewriter`).
+    `Rewriter` and `rewrite_strides`).
 
     Args:
         net: the network, which is used up: its layers move into the result.
@@ -54,6 +55,7 @@ def trace(net: nn.Module, name: str, shape: tuple[int, int, int]) -> fx.GraphMod
     lift_layers(graphs[0], net, list(tracer.entered), name)
     check_layers(graphs[0], net, name)
     Rewriter(graphs[0], net, name, tracer.map_size).run()
+    rewrite_strides(graphs[0], net, tracer.map_size)
     return fx.GraphModule(net, graphs[0], class_name=type(net).__name__)
 
 

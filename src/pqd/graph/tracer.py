@@ -99,6 +99,14 @@ class Tracer(fx.Tracer):
             f"{one_line(error, named=True)}"
         )
 
+    def create_arg(self, a: Any) -> Any:
+        """Turns an argument into a node or constant; equal tensors become one constant."""
+        if isinstance(a, Tensor) and a not in self.tensor_attrs:
+            for constant in self.tensor_attrs:
+                if isinstance(constant, Tensor) and _equal(constant, a):
+                    return super().create_arg(constant)
+        return super().create_arg(a)
+
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Returns a layer's attribute, a proxy where it is a parameter."""
         if self._evaluating:
@@ -109,7 +117,7 @@ class Tracer(fx.Tracer):
         """Returns a proxy whose shape is known."""
         return _Proxy(node, self)
 
-    def iter(self, obj: fx.Proxy) -> Any:
+    def iter(self, obj: Any) -> Any:
         """Iterates over a value of known length, such as the parts of a split."""
         value = (*self._values.get(obj.node, ()), None)[0]
         if isinstance(value, tuple | list):
@@ -130,10 +138,11 @@ class Tracer(fx.Tracer):
             args, kwargs = self._tensors_first(kind, target, args, kwargs)
         proxy = super().create_proxy(kind, target, args, kwargs, *more, **further)
         values = self._values[proxy.node] = self._evaluate(proxy.node)
-        asked = args[1] if target is getattr else target
-        return self._numbers(proxy, *values) if asked in _OF_SHAPE and values else proxy
+        asks = target is getattr and args[1] in _OF_SHAPE
+        asks = asks or (kind == "call_method" and target in _OF_SHAPE)
+        return self._numbers(proxy, *values) if asks and values else proxy
 
-    def _numbers(self, proxy: fx.Proxy, one: Any, other: Any) -> Any:
+    def _numbers(self, proxy: Any, one: Any, other: Any) -> Any:
         if isinstance(one, tuple):
             return tuple(
                 pair[0] if pair[0] == pair[1] else proxy[i]
@@ -156,9 +165,8 @@ class Tracer(fx.Tracer):
         if node.op == "placeholder":
             device = next((p.device for p in self.root.parameters()), None)
             return torch.empty(BATCHES[batch], *self.shape, device=device)
-        args, kwargs = (
-            map_arg(a, lambda n: self._values[n][batch]) for a in (node.args, node.kwargs)
-        )
+        args: Any = map_arg(node.args, lambda n: self._values[n][batch])
+        kwargs: Any = map_arg(node.kwargs, lambda n: self._values[n][batch])
         if node.op == "get_attr":
             path, _, attribute = str(node.target).rpartition(".")
             return self._fake_of(getattr(self.root.get_submodule(path), attribute))
@@ -174,7 +182,8 @@ class Tracer(fx.Tracer):
         return node.target(*args, **kwargs)
 
     def _fake_of(self, tensor: Tensor) -> Tensor:
-        return self._fake.from_tensor(tensor, static_shapes=True)
+        fake: Tensor = self._fake.from_tensor(tensor, static_shapes=True)
+        return fake
 
     def _tensors_first(
         self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -183,7 +192,9 @@ class Tracer(fx.Tracer):
         if not any(map(_holds_tensor, kwargs.values())):
             return args, kwargs
         for signature in self._signatures(kind, target):
-            names = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+            names = [
+                p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD
+            ]
             try:
                 bound = signature.bind(*args, **kwargs)
             except TypeError:
@@ -201,7 +212,7 @@ class Tracer(fx.Tracer):
         if kind == "call_module":
             return [inspect.signature(self.root.get_submodule(target).forward)]
         function = getattr(torch, target, None) if kind == "call_method" else target
-        if function in boolean_dispatched:
+        if function is not None and function in boolean_dispatched:
             function = boolean_dispatched[function]["if_true"]
         found = get_signature_for_torch_op(function) if callable(function) else None
         if found or not inspect.isfunction(function):
@@ -228,6 +239,12 @@ def is_plain(layer: nn.Module) -> bool:
 def is_changed(layer: nn.Module) -> bool:
     """Tells whether one layer does something else than its type: by a hook or its own forward."""
     return bool(layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    plain = not isinstance(one, nn.Parameter) and not isinstance(other, nn.Parameter)
+    same = plain and (one.dtype, one.device) == (other.dtype, other.device)
+    return same and not one.is_meta and torch.equal(one, other)
 
 
 def _holds_tensor(value: Any) -> bool:
