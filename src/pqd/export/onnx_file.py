@@ -57,6 +57,7 @@ def write_onnx(
         del node.metadata_props[:]
         node.doc_string = ""
     del proto.graph.value_info[:]  # shapes that every reader infers again
+    _drop_empty_repeats(proto.graph)
     _unshare_zero_points(proto.graph)
     for key, value in metadata.items():
         proto.metadata_props.add(key=f"pqd.{key}", value=json.dumps(value))
@@ -64,6 +65,34 @@ def write_onnx(
     temporary = path.with_suffix(".onnx.tmp")
     temporary.write_bytes(proto.SerializeToString(deterministic=True))
     os.replace(temporary, path)
+
+
+def _drop_empty_repeats(graph: Any) -> None:
+    """Drops quantizers repeated behind what the exporter took out, such as a slice of everything.
+
+    OpenVINO 2026.4 crashes on some of them behind a Concat. Those behind a layer are meant (see
+    `repeat`).
+    """
+    made = {output: node for node in graph.node for output in node.output}
+    returned = {output.name for output in graph.output}
+    for dequantize in [node for node in graph.node if node.op_type == "DequantizeLinear"]:
+        quantize = made.get(dequantize.input[0])
+        if quantize is None:  # it reads a constant
+            continue
+        before = made.get(quantize.input[0])
+        if before is None or before.op_type != "DequantizeLinear":
+            continue
+        source = made.get(made[before.input[0]].input[0])
+        behind_layer = source is not None and source.op_type in ("Conv", "Gemm", "MatMul", "Add")
+        same = before.input[1:] == quantize.input[1:]
+        if behind_layer or not same or dequantize.output[0] in returned:
+            continue
+        for node in graph.node:
+            for index, name in enumerate(node.input):
+                if name == dequantize.output[0]:
+                    node.input[index] = before.output[0]
+        graph.node.remove(quantize)
+        graph.node.remove(dequantize)
 
 
 def _unshare_zero_points(graph: Any) -> None:
