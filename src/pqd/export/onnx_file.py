@@ -96,18 +96,22 @@ def _drop_empty_repeats(graph: Any) -> None:
 
 
 def _unshare_zero_points(graph: Any) -> None:
-    """Gives every quantizer a zero point of its own; the exporter shares those that are equal.
+    """Gives quantizers and weights zero points of their own; the exporter shares equal ones.
 
-    Of a quantizer that is called twice (see `deploy`) and shares its zero point with another,
-    OpenVINO drops the second call.
+    Of a quantizer that is called twice (see `repeat`) and shares its zero point with another,
+    OpenVINO drops the second call; of weights that share one, ONNX Runtime's precise mode
+    (`session.x64quantprecision`) shifts the codes and fails. Biases may share.
     """
+    import onnx
+
     constants = {constant.name: constant for constant in graph.initializer}
     owners: dict[str, str] = {}
     for node in graph.node:
-        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or len(node.input) < 3:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
         _, scale, zero_point = node.input
-        if owners.setdefault(zero_point, scale) == scale:
+        shareable = constants[zero_point].data_type == onnx.TensorProto.INT32
+        if shareable or owners.setdefault(zero_point, scale) == scale:
             continue
         node.input[2] = f"{scale}/{zero_point}"
         if node.input[2] not in constants:
