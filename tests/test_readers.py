@@ -45,6 +45,11 @@ class TestQuantized:
         shaped = {value.name for value in inferred.graph.value_info}
         assert {name for node in model.graph.node for name in node.output} <= shaped | {"logits"}
 
+    def test_it_has_the_lowest_versions(self, path):
+        model = onnx.load(path)
+        assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 18)]
+        assert model.ir_version == 8  # ONNX Runtime 1.17 refuses 10
+
     def test_every_convolution_says_its_kernel(self, path):
         model = onnx.load(path)
         shapes = {
@@ -109,3 +114,10 @@ def test_onnxruntimes_converter_to_ort(path, tmp_path):
     for name in ("model.ort", "model.with_runtime_opt.ort"):
         found = open_session("onnxruntime", tmp_path / name, 1)(x)
         assert np.array_equal(found.argmax(1), expected.argmax(1))
+
+
+def test_a_float_network_has_the_lowest_versions_too(tmp_path):
+    write_onnx(traced(Residual).eval(), tmp_path / "dense.onnx", (3, 8, 8), {})
+    model = onnx.load(tmp_path / "dense.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert model.ir_version == 8

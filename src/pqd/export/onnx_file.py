@@ -59,6 +59,8 @@ def write_onnx(
     del proto.graph.value_info[:]  # shapes that every reader infers again
     _drop_empty_repeats(proto.graph)
     _unshare_zero_points(proto.graph)
+    # The exporter writes its newest, which runtimes of a year ago refuse.
+    proto.ir_version = onnx.helper.find_min_ir_version_for(proto.opset_import)
     for key, value in metadata.items():
         proto.metadata_props.add(key=f"pqd.{key}", value=json.dumps(value))
     onnx.checker.check_model(proto)
