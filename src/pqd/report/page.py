@@ -106,15 +106,16 @@ def facts(report: Report) -> list[str]:
     ]
 
 
-def shared(family: Family) -> list[str]:
-    """Says which orders deploy networks of one shape, a sentence for each shape."""
+def shared(family: Family) -> str:
+    """Says which orders deploy networks of one shape; nothing where none do."""
     found = dict.fromkeys(tuple(orders) for f in family.frontiers for orders in f.shared)
-    return [
-        f"{words.listed(list(orders))} deploy networks of one shape (the same MACs in the same "
-        "graph): what differs in their latencies is noise, so frontiers and hypervolumes give each "
-        "of them the mean over all."
-        for orders in found
-    ]
+    if not found:
+        return ""
+    return (
+        "Networks of one shape (the same MACs in the same graph) are deployed by "
+        f"{'; by '.join(words.listed(list(orders)) for orders in found)}. What differs in their "
+        "latencies is noise, so frontiers and hypervolumes give each the mean over its shape."
+    )
 
 
 def reduction(row: Row, dense: Row) -> float | None:
