@@ -11,9 +11,10 @@ from markupsafe import Markup
 from pqd.config import BASELINE
 from pqd.report import cost, figures, static, words
 from pqd.report.cases import REFERENCE
+from pqd.report.frontier import MARGIN
 from pqd.report.statistics import LEVEL
 from pqd.report.style import STEPS, colour, polygon, stage_colour
-from pqd.report.summary import MARGIN, Row
+from pqd.report.summary import Row
 from pqd.report.view import Family, Report
 from pqd.result import DENSE, INT8
 from pqd.stages import spell
@@ -51,8 +52,8 @@ def markdown(report: Report, *, figure: bool) -> str:
     return str(template("report.md.jinja").render(**context(report), stems=stems))
 
 
-def template(name: str) -> Any:
-    """A template of this package; only HTML is escaped."""
+def template(name: str, **options: Any) -> Any:
+    """A template of this package; only HTML is escaped, unless the options say how else."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -61,6 +62,7 @@ def template(name: str) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        **options,
     )
     return environment.get_template(name)
 
