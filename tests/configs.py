@@ -27,7 +27,5 @@ def settings(stage, **options):
 def stage(name, batches=(), *, epochs=1, seed=0, baseline=None, train=None, **options):
     """A stage with these settings, in a run of these batches."""
     given = {name: settings(name, **options)} | ({"train": train} if train else {})
-    context = Context(
-        config(**given), None, batches, torch.device("cpu"), epochs, seed, baseline
-    )
+    context = Context(config(**given), None, batches, torch.device("cpu"), epochs, seed, baseline)
     return STAGES[name](context)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,7 +12,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import report_runs
+from pqd.package import pack
 from pqd.sweep import one_line
+from tiny_onnx import int8_network
 
 ROOT = Path(__file__).parents[1]
 PQD = [sys.executable, "-c", "from pqd.cli import main; main()"]
@@ -42,8 +46,8 @@ def command(folder, *arguments):
     return [sys.executable, "train.py", *flags, *TINY, *places, *overrides]
 
 
-def call(line, **options):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+def call(line, environment=None, **options):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {})
     return subprocess.run(
         line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, **options
     )
@@ -162,6 +166,94 @@ class TestMistakes:
         assert done.returncode == 1
         assert "none.pqd" in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
+
+
+def small_files():
+    """Every write fails, as on a full disk; what the system says is `File too large`."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
+class TestFilesFromElsewhere:
+    """One line and exit code 1 for what others wrote and what the system refuses."""
+
+    @pytest.fixture
+    def model(self, tmp_path):
+        return int8_network(tmp_path / "model.onnx")
+
+    def refused(self, *arguments, **options):
+        done = call([*PQD, *arguments], **options)
+        assert done.returncode == 1, done.stdout + done.stderr
+        (line,) = done.stderr.splitlines()
+        return line
+
+    def test_pack_and_unpack_keep_their_input(self, tmp_path, model):
+        content = model.read_bytes()
+        (tmp_path / "link.pqd").symlink_to(model)
+        for other in (model, tmp_path / "link.pqd"):
+            assert self.refused("pack", model, other) == (
+                f"pqd: {other} would be overwritten by what is made of it; give another file"
+            )
+        assert model.read_bytes() == content
+        assert self.refused("unpack", model, model).startswith(f"pqd: {model} would be overwr")
+
+    def test_places_that_cannot_be_written(self, tmp_path, model):
+        package = tmp_path / "m.pqd"
+        pack(model, package)
+        assert self.refused("unpack", package, tmp_path / "none/m.onnx") == (
+            f"pqd: cannot write {tmp_path}/none/m.onnx: No such file or directory"
+        )
+        assert self.refused("pack", model, tmp_path) == (
+            f"pqd: cannot write {tmp_path}: Is a directory"
+        )
+        full = {"preexec_fn": small_files}
+        assert self.refused("unpack", package, tmp_path / "m.onnx", **full) == (
+            f"pqd: cannot write {tmp_path}/m.onnx: File too large"
+        )
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["m.pqd", "model.onnx"]
+
+    def test_a_report_that_cannot_be_written(self, tmp_path):
+        run = report_runs.write(tmp_path / "runs", report_runs.result())
+        (tmp_path / "file").touch()
+        line = self.refused("report", tmp_path / "runs", "--output", tmp_path / "file")
+        assert line == f"pqd: cannot write {tmp_path}/file: File exists"
+        assert run.exists()
+
+    @pytest.mark.parametrize("days", ["nan", "inf", "1e+12", "-1"])
+    def test_days_that_are_none(self, tmp_path, days):
+        line = self.refused("cache", "prune", "--dir", tmp_path, f"--days={days}")
+        assert line == f"pqd: --days={days} is outside [0, 36500]"
+
+    def test_a_folder_is_no_model(self, tmp_path, model):
+        assert self.refused("predict", tmp_path, tmp_path / "a.png") == (
+            f"pqd: cannot read {tmp_path}: Is a directory"
+        )
+
+    def test_one_bad_image_among_good_ones(self, tmp_path, model):
+        good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+        Image.new("L", (4, 4), 250).save(good)
+        bad.write_bytes(good.read_bytes()[:40])
+        done = call([*PQD, "predict", model, bad, good])
+        assert done.returncode == 1
+        assert done.stdout == f"{good}: light (100.0 %)\n"
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(f"pqd: {bad} cannot be read as an image: ")
+        assert call([*PQD, "predict", model, tmp_path]).stdout == done.stdout  # of the folder
+
+    def test_bench_says_what_to_deploy_with(self, tmp_path, model):
+        folder = tmp_path / "größe"
+        folder.mkdir()
+        model.rename(folder / "model.onnx")
+        environment = {"PYTHONIOENCODING": "ascii"}
+        done = call(
+            [*PQD, "bench", folder / "model.onnx", "--threads", "1"], environment=environment
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        *table, line, path = done.stdout.splitlines()
+        assert table[0].rstrip() == f"{tmp_path}/gr??e/model.onnx"
+        assert "ONNX Runtime" in table[4]
+        assert line.startswith("fastest here: ONNX Runtime on 1 thread, int8, ")
+        (record,) = folder.glob("*.json")
+        assert path == f"{tmp_path}/gr??e/{record.name}"
 
 
 @pytest.mark.slow

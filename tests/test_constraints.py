@@ -1,6 +1,5 @@
 """Masks, fake-quantizers, where they go, and a network's way to disk and back."""
 
-
 import pytest
 import torch
 from torch import nn

@@ -1,12 +1,9 @@
-"""CIFAR-10 and CIFAR-100 from parquet, from torchvision's files, and downloaded."""
+"""CIFAR-10 and CIFAR-100 from parquet shards, and the cache of decoded pixels."""
 
-import hashlib
 import io
 import json
 import os
-import pickle
 from pathlib import Path
-from urllib.error import URLError
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +34,7 @@ def encode(image: np.ndarray, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def write_shard(path: Path, encoded: list[bytes | None], **columns: list[int]) -> None:
+def write_shard(path: Path, encoded: list[bytes | None], **columns: list[int] | pa.Array) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     images = pa.array(
         [{"bytes": b, "path": None} for b in encoded],
@@ -104,7 +101,7 @@ def test_gray_images_in_parquet_become_rgb(tmp_path):
 def test_pixels_are_decoded_once_until_a_shard_changes(tmp_path, monkeypatch):
     images = shards(tmp_path)
     first = cifar("cifar10", tmp_path)
-    monkeypatch.setattr("pqd.data.cifar._decode", lambda content: 1 / 0)
+    monkeypatch.setattr("pqd.data.cifar_parquet._decode", lambda content: 1 / 0)
     again = cifar("cifar10", tmp_path)
     assert again.fingerprint == first.fingerprint
     monkeypatch.undo()
@@ -135,6 +132,29 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch, c
     assert "not kept for the next run" in caplog.text
 
 
+def test_a_full_disk_costs_the_cache_alone(tmp_path, monkeypatch, caplog):
+    def full(tensors, path):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(cache, "save_file", full)
+    shards(tmp_path)
+    assert len(cifar("cifar10", tmp_path).test) == 2
+    assert "not kept for the next run" in caplog.text
+    assert "No space left on device" in caplog.text
+    assert list(cache.folder().iterdir()) == []
+
+
+def test_a_user_without_a_home_has_a_cache(monkeypatch, tmp_path):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert cache.folder() == tmp_path / "pqd"
+
+
 def test_cifar_is_resized(tmp_path):
     shards(tmp_path)
     assert cifar("cifar10", tmp_path, image_size=20).train.images.shape == (4, 20, 20, 3)
@@ -148,6 +168,26 @@ def break_shard(folder: Path, how: str) -> None:
             path.unlink()
         case "no test":
             (folder / "test-00000-of-00001.parquet").unlink()
+        case "mixed":
+            (folder / "train-00002-of-00003.parquet").write_bytes(path.read_bytes())
+        case "folder":
+            path.unlink()
+            path.mkdir()
+        case "link":
+            path.unlink()
+            path.symlink_to("nowhere")
+        case "no rows":
+            for shard in folder.glob("test-*"):
+                write_shard(shard, [], label=pa.array([], pa.int64()))
+        case "other":
+            parquet.write_table(pa.table({"text": ["a"]}), path)
+        case "img":
+            parquet.write_table(pa.table({"img": [good], "label": [1]}), path)
+        case "bytes":
+            parquet.write_table(pa.table({"img": [{"pixels": 1}], "label": [1]}), path)
+        case "text" | "float" | "null label":
+            value = {"text": "1", "float": 0.5, "null label": None}[how]
+            write_shard(path, [good], label=pa.array([value], pa.int64() if not value else None))
         case "truncated":
             path.write_bytes(path.read_bytes()[:500])
         case "column":
@@ -167,6 +207,16 @@ def break_shard(folder: Path, how: str) -> None:
     [
         ("missing", r"cifar10 holds 1 of 2 shards train-\*\.parquet"),
         ("no test", r"cifar10 holds 0 of 1 shards test-\*\.parquet"),
+        ("mixed", r"cifar10 mixes shards train-\*\.parquet of 2 and 3"),
+        ("folder", r"train-00001-of-00002.parquet cannot be read as parquet .* is a directory"),
+        ("link", r"train-00001-of-00002.parquet: No such file or directory"),
+        ("no rows", r"the test split of cifar10 in .* holds no images"),
+        ("other", r"columns img \(struct of bytes, path\) and label \(integers\): KeyError: 'img'"),
+        ("img", r"TypeError: img is binary, label is int64"),
+        ("bytes", r"KeyError: 'bytes'"),
+        ("text", r"TypeError: img is struct<.*>, label is string"),
+        ("float", r"TypeError: img is struct<.*>, label is double"),
+        ("null label", r"ValueError: label is empty in 1 rows"),
         ("truncated", r"train-00001-of-00002.parquet cannot be read as parquet with the columns"),
         ("column", r"cannot be read as parquet with the columns img .* and label"),
         ("label", r"train-00001-of-00002.parquet has labels outside 0 to 9"),
@@ -181,93 +231,6 @@ def test_broken_shards(tmp_path, how, message):
     with pytest.raises(UserError, match=message) as error:
         cifar("cifar10", tmp_path)
     assert "\n" not in str(error.value)
-
-
-def write_torchvision(root: Path, monkeypatch, name: str) -> np.ndarray:
-    """Writes torchvision's files as an old numpy pickled them; returns 4 train, 4 test images."""
-    import pqd.backbones._torchvision  # noqa: F401, I001
-    from torchvision import datasets
-
-    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    key = {"cifar10": "labels", "cifar100": "fine_labels"}[name]
-    folder = root / kind.base_folder
-    folder.mkdir(parents=True)
-    planes = np.arange(8)[:, None].repeat(3072, 1).astype(np.uint8)
-    planes[:, 1024:] += 50  # green, then blue
-    planes[:, 2048:] += 50
-
-    def write(file: str, content: dict) -> list[str]:
-        old = pickle.dumps(content, 2).replace(b"\x89\x88", b"K\x00K\x01")  # align=0, copy=1
-        (folder / file).write_bytes(old)
-        return [file, hashlib.md5(old).hexdigest()]
-
-    train = write("a", {"data": planes[:4], key: [0, 1, 0, 1], "coarse_labels": [7] * 4})
-    test = write("b", {"data": planes[4:], key: [1, 1, 0, 0], "coarse_labels": [7] * 4})
-    meta = write("c", {"label_names": ["x"], "fine_label_names": ["x"]})
-    monkeypatch.setattr(kind, "train_list", [train])
-    monkeypatch.setattr(kind, "test_list", [test])
-    monkeypatch.setattr(kind, "meta", {**kind.meta, "filename": meta[0], "md5": meta[1]})
-    return planes.reshape(8, 3, 32, 32).transpose(0, 2, 3, 1)
-
-
-@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-@pytest.mark.parametrize("below", ["", "name"])
-def test_torchvisions_files(tmp_path, monkeypatch, name, below):
-    images = write_torchvision(tmp_path / (name if below else ""), monkeypatch, name)
-    data = cifar(name, tmp_path)
-    assert np.array_equal(data.test.images.numpy(), images[4:])
-    assert same_images(torch.cat([data.train.images, data.validation.images]), images[:4])
-    assert data.test.labels.tolist() == [1, 1, 0, 0]
-    assert len(data.classes) == int(name[5:])
-
-
-def test_missing_cifar_is_downloaded(tmp_path, monkeypatch):
-    images = write_torchvision(tmp_path / "elsewhere", monkeypatch, "cifar10")
-    from torchvision.datasets import CIFAR10
-
-    root = tmp_path / "new" / "data"
-
-    def download(self):
-        (tmp_path / "elsewhere" / self.base_folder).rename(Path(self.root) / self.base_folder)
-
-    monkeypatch.setattr(CIFAR10, "download", download)
-    assert np.array_equal(cifar("cifar10", root).test.images.numpy(), images[4:])
-
-
-@pytest.mark.parametrize(
-    "reason", [URLError("no route"), RuntimeError("File not found or corrupted.")]
-)
-def test_failing_download_names_three_ways(tmp_path, monkeypatch, reason):
-    write_torchvision(tmp_path / "elsewhere", monkeypatch, "cifar100")
-    from torchvision.datasets import CIFAR100
-
-    def download(self):
-        raise reason
-
-    monkeypatch.setattr(CIFAR100, "download", download)
-    with pytest.raises(UserError) as error:
-        cifar("cifar100", tmp_path / "none")
-    message = str(error.value)
-    assert "\n" not in message
-    for part in (
-        type(reason).__name__,
-        "(1) run once with access to the internet",
-        f"(2) put torchvision's folder cifar-100-python into {tmp_path / 'none'}",
-        "(3) put the parquet shards train-* and test-* of the Hugging Face data set uoft-cs/"
-        f"cifar100 into {tmp_path / 'none' / 'cifar100'}",
-        "PQD_DATA",
-    ):
-        assert part in message
-
-
-def test_tampered_torchvision_files_are_not_unpickled(tmp_path, monkeypatch):
-    write_torchvision(tmp_path, monkeypatch, "cifar10")
-    from torchvision.datasets import CIFAR10
-
-    (tmp_path / CIFAR10.base_folder / "a").write_bytes(pickle.dumps(Path))
-    monkeypatch.setattr(CIFAR10, "download", lambda self: None)
-    with pytest.raises(UserError, match="not found or corrupted"):
-        cifar("cifar10", tmp_path)
 
 
 def test_class_names_are_those_of_the_hub(tmp_path):

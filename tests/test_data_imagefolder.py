@@ -140,6 +140,30 @@ def test_large_jpegs_are_decoded_at_a_fraction_but_look_the_same(folder):
     assert np.abs(only(folder, 20) - expected).max() < 4
 
 
+@pytest.mark.parametrize("size", [None, 3])
+def test_images_of_one_pixel(folder, size):
+    for path in folder.rglob("*.png"):
+        save(path, np.full((1, 1, 3), [10, 20, 30], np.uint8))
+    data = own(folder, image_size=size)
+    side = size or 1
+    assert np.array_equal(
+        data.test.images.numpy(), np.broadcast_to([10, 20, 30], (2, side, side, 3))
+    )
+
+
+def test_of_an_animation_the_first_frame_is_read(folder):
+    (folder / "test" / "cat" / "0.png").unlink()
+    frames = [Image.new("RGB", (6, 6), colour) for colour in ("red", "blue")]
+    save(folder / "test" / "cat" / "0.gif", frames[0], save_all=True, append_images=frames[1:])
+    assert np.array_equal(only(folder, 6), np.broadcast_to([255, 0, 0], (6, 6, 3)))
+
+
+def test_ink_of_a_jpeg_becomes_light(folder):
+    (folder / "test" / "cat" / "0.png").unlink()
+    save(folder / "test" / "cat" / "0.jpg", Image.new("CMYK", (64, 64), (0, 255, 255, 0)))
+    assert np.abs(only(folder, 8).astype(int) - [255, 0, 0]).max() <= 2
+
+
 def test_mixed_sizes_need_an_image_size(folder):
     save(folder / "train" / "dog" / "2.png", noise(9, 9, 3))
     with pytest.raises(UserError, match=r"2.png is 9x9, others are 6x6.*dataset.image_size=N"):
@@ -186,6 +210,31 @@ def test_corrupt_files_are_named_and_refused_or_skipped(folder, caplog, how, siz
         own(folder, image_size=size)
 
 
+def test_odd_file_names_are_told_in_one_line(folder, caplog):
+    (folder / "train" / "cat" / "a\nb.png").write_text("x")
+    with pytest.raises(
+        UserError, match=r"1 of 7 images cannot be read, first '.*a\\nb.png'"
+    ) as error:
+        own(folder)
+    assert "\n" not in str(error.value)
+    own(folder, on_corrupt="skip")
+    assert [r.message.count("\n") for r in caplog.records if "skipped" in r.message] == [0]
+
+
+def test_a_class_that_validation_empties_is_told(folder, caplog):
+    for i in (1, 2):
+        (folder / "train" / "cat" / f"{i}.png").unlink()
+    data = load_dataset(DatasetConfig(name="imagefolder", root=str(folder), validation=0.5))
+    assert data.train.labels.tolist() == [1, 1]
+    assert (
+        "no image of 1 of 2 classes is left to train on, first cat; lower dataset.validation or "
+        "raise dataset.train_limit"
+    ) in caplog.text
+    caplog.clear()
+    own(folder)
+    assert "left to train on" not in caplog.text
+
+
 def test_a_class_without_readable_images_is_refused(folder):
     corrupt(folder / "test" / "dog" / "0.png", "text")
     with pytest.raises(UserError, match="test/dog: none of the images of class dog can be read"):
@@ -227,6 +276,6 @@ def test_one_class_is_too_few(tmp_path):
 
 def test_too_many_pixels_for_the_memory(folder):
     with pytest.raises(
-        UserError, match=r"6 images of 1000000x1000000 pixels need .* GiB of memory"
+        UserError, match=r"8 images of 1000000x1000000 pixels need .* GiB of memory"
     ):
         own(folder, image_size=10**6)

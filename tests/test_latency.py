@@ -7,7 +7,7 @@ from torch import nn
 
 from pqd import measure, runtimes
 from pqd.config import RuntimeConfig
-from pqd.measure import cpu, timings
+from pqd.measure import cpu, quiet, timings
 from pqd.measure.protocol import (
     interleave,
     median,
@@ -254,11 +254,43 @@ def test_a_runtime_is_registered_from_outside(tmp_path, monkeypatch):
 def test_torch_without_networks_is_left_out(tmp_path, caplog):
     models = {"dense": float_network(tmp_path / "a.onnx")}
     settings = RuntimeConfig(names=["torch"], threads=[1])
-    assert measure.latency(models, settings, (1, 4, 4)) == []
-    assert "runtime torch needs the networks themselves" in caplog.text
+    rows = measure.latency(models, settings, (1, 4, 4))
+    reason = "runtime torch needs the networks themselves, not ONNX files"
+    assert (rows, rows.failed, rows.left_out) == ([], {}, {"torch": reason})
+    assert caplog.messages == [f"{reason}; left out"]
 
 
-def test_a_runtime_that_fails_is_left_out(tmp_path, monkeypatch, caplog):
+def test_rows_measured_before_a_failure_are_kept(tmp_path, monkeypatch):
+    class Small(Toy):
+        def bind(self, images):
+            if len(images) > 2:
+                raise MemoryError("3 images are too many")
+            return super().bind(images)
+
+    monkeypatch.setitem(runtimes.RUNTIMES, "toy", Small())
+    settings = RuntimeConfig(["toy"], [1], [2, 3], min_calls=2, min_seconds=0, blocks=1)
+    rows = measure.latency({"dense": float_network(tmp_path / "a.onnx")}, settings, (1, 4, 4))
+    assert [row["batch_size"] for row in rows] == [2]
+    assert rows.failed == {"toy": "MemoryError: 3 images are too many"}
+
+
+@pytest.mark.parametrize(
+    ("seed", "folder", "reason"),
+    [
+        (-1, ".", "ValueError: expected non-negative integer"),
+        (0, "a.onnx/x", "a.onnx/x cannot be locked: Not a directory"),
+    ],
+)
+def test_what_fails_for_the_moment_is_told(tmp_path, monkeypatch, seed, folder, reason):
+    monkeypatch.setattr(quiet.tempfile, "gettempdir", lambda: str(tmp_path / folder))
+    settings = RuntimeConfig(["toy"], [1], min_calls=2, min_seconds=0, blocks=1, seed=seed)
+    monkeypatch.setitem(runtimes.RUNTIMES, "toy", Toy())
+    rows = measure.latency({"dense": float_network(tmp_path / "a.onnx")}, settings, (1, 4, 4))
+    assert rows == []
+    assert reason in rows.failed["toy"]
+
+
+def test_a_runtime_that_fails_says_why(tmp_path, monkeypatch, caplog):
     toy = Toy()
     toy.error = RuntimeError("no such instruction")
     monkeypatch.setitem(runtimes.RUNTIMES, "toy", toy)
@@ -266,8 +298,10 @@ def test_a_runtime_that_fails_is_left_out(tmp_path, monkeypatch, caplog):
     settings = RuntimeConfig(["toy", "onnxruntime"], [1], min_calls=2, min_seconds=0, blocks=1)
     rows = measure.latency(models, settings, (1, 4, 4))
     assert [row["runtime"] for row in rows] == ["onnxruntime"]
-    assert "runtime toy failed and is left out" in caplog.text
-    assert "no such instruction" in caplog.text
+    reason = "RuntimeError: no such instruction"
+    assert rows.failed == {"toy": reason}
+    assert rows.left_out == {}
+    assert caplog.messages == [f"runtime toy failed: {reason}"]
 
 
 @pytest.mark.parametrize(("share", "noisy"), [(0.04, False), (0.06, True), (None, False)])

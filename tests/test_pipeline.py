@@ -55,7 +55,8 @@ def _tiny_backbone(monkeypatch):
 def unmeasured(monkeypatch):
     """Leaves export and measurement out."""
     monkeypatch.setattr(artifact, "make_dense", lambda subject, folder: _touch(folder))
-    monkeypatch.setattr(artifact, "make", lambda subject, dense, runtime, folder: _touch(folder))
+    monkeypatch.setattr(artifact, "make", lambda subject, dense, folder: _touch(folder))
+    monkeypatch.setattr(artifact, "figures", lambda subject, dense, made, runtime: {})
     monkeypatch.setattr(pipeline, "stage_table", lambda found: found.name)
 
 

@@ -39,7 +39,8 @@ class TestSchedule:
         assert schedule[40] == 0.8
 
     def test_one_shot(self):
-        assert sparsity_schedule(settings("prune", sparsity=0.7, schedule="oneshot"), 100) == {0: 0.7}
+        given = settings("prune", sparsity=0.7, schedule="oneshot")
+        assert sparsity_schedule(given, 100) == {0: 0.7}
 
     @pytest.mark.parametrize("steps", [1, 2, 3, 5])
     @pytest.mark.parametrize("ramp", [0.0, 0.5, 1.0])

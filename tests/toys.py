@@ -13,6 +13,8 @@ from pqd.config import StageSettings
 from pqd.constraints import CONSTRAINTS, Constraint, attach
 from pqd.constraints.parametrization import attach as parametrize
 from pqd.options import option
+from pqd.runtimes import REFERENCE, RUNTIMES
+from pqd.runtimes import register as register_runtime
 from pqd.stages import STAGES, Stage
 from pqd.stages.losses import LOSSES, Loss
 
@@ -97,13 +99,20 @@ class ToyLoss(Loss):
         return (logits.float() - targets).abs().pow(self.options.power).mean()
 
 
+class ToyRuntime(type(RUNTIMES[REFERENCE])):
+    """The reference under another name."""
+
+    name, title = "toy_runtime", "Toy Runtime"
+
+
 def register():
     """Makes pqd know them."""
     STAGES.register(Toy)
     CONSTRAINTS.register(Bounded)
     LOSSES.register(ToyLoss)
+    register_runtime(ToyRuntime())
 
 
 def unregister():
     """Makes pqd forget them."""
-    del STAGES["toy"], CONSTRAINTS["bounded"], LOSSES["toy_loss"]
+    del STAGES["toy"], CONSTRAINTS["bounded"], LOSSES["toy_loss"], RUNTIMES["toy_runtime"]

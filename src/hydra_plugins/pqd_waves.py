@@ -1,4 +1,4 @@
-"""Hydra's sweeper, launching in waves (`pqd.waves`). Hydra imports it at every start."""
+"""Hydra's sweeper, launching in waves (`pqd.sweep.waves`). Hydra imports it at every start."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -13,11 +13,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString
 from hydra.core.utils import JobReturn
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
-from pqd.record import FILE, check_free
 
-from pqd import config, sweep
-from pqd.errors import UserError, choices
-from pqd.waves import entries, waves
+from pqd import schema, sweep
+from pqd.errors import UserError, choices, one_line
+from pqd.identity import wanted
+from pqd.result import FILE, check_free
+from pqd.sweep.waves import waves
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +53,8 @@ class WaveSweeper(BasicSweeper):
         check_swept(overrides, loader)
         [jobs] = self.split_arguments(overrides, max_batch_size=None)
         composed = [loader.load_sweep_config(self.config, job) for job in jobs]
-        settings = [config.parse(_without_hydra(cfg)) for cfg in composed]
-        order = waves([entries(job) for job in settings])
+        settings = [schema.parse(_without_hydra(cfg)) for cfg in composed]
+        order = waves([wanted(job) for job in settings])
         ranked = list(chain.from_iterable(order))
         names = [_subfolder(composed[job], rank) for rank, job in enumerate(ranked)]
         folders = [folder / name for name in names]
@@ -75,7 +76,7 @@ class WaveSweeper(BasicSweeper):
             try:
                 results.append(self._launch(placed, first))
             except Exception as error:  # the launcher's: a job died and left no result
-                line = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                line = one_line(error, named=True)
                 if not any((path / FILE).exists() for path in folders):
                     sweep.announce([])
                     raise UserError(f"no job could be launched; {line}") from error

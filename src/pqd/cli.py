@@ -1,26 +1,39 @@
 """The `pqd` command: everything one does with artifacts and results after training."""
 
 import argparse
+import os
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from pqd.config import RuntimeConfig
-from pqd.errors import UserError
+from pqd.errors import UserError, one_line
+from pqd.runtimes import REFERENCE
+from pqd.terminal import tolerant_output
 
 CACHE = Path("cache")  # as in conf/cache/on.yaml
+LONGEST = 36_500  # days
 
 
 def main() -> None:
-    """Runs one subcommand; a user's mistake is one line and exit code 1."""
+    """Runs one subcommand; a user's mistake, or what the system refuses, is a line and code 1."""
+    tolerant_output()
     arguments = _parser().parse_args()
     try:
-        arguments.run(arguments)
+        sys.exit(arguments.run(arguments))
     except UserError as error:
-        print(f"pqd: {error}", file=sys.stderr)
-        sys.exit(1)
+        _complain(error)
+    except BrokenPipeError:  # of `pqd ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing left to flush
+    except OSError as error:
+        _complain(one_line(error))
     except KeyboardInterrupt:
         sys.exit(130)
+    sys.exit(1)
+
+
+def _complain(what: object) -> None:
+    print(f"pqd: {what}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,14 +52,14 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = commands.add_parser("bench", help="measure existing artifacts on this machine")
     bench.add_argument("paths", type=Path, nargs="+", metavar="RUN_OR_MODEL")
-    bench.add_argument("--runtime", nargs="+", default=["onnxruntime"], metavar="NAME")
+    bench.add_argument("--runtime", nargs="+", default=[REFERENCE], metavar="NAME")
     bench.add_argument("--threads", nargs="+", type=int, default=[1, 0], help="0 is all cores")
     bench.add_argument("--batch", nargs="+", type=int, default=[1])
     bench.set_defaults(run=_bench)
 
     predict = commands.add_parser("predict", help="classify images")
     predict.add_argument("model", type=Path, help="model.onnx or model.pqd")
-    predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
     predict.set_defaults(run=_predict)
 
     report = commands.add_parser("report", help="build a report from the results in folders")
@@ -76,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
 def _pack(arguments: argparse.Namespace) -> None:
     from pqd.package import pack
 
+    _distinct(arguments.model, arguments.package)
     size = pack(arguments.model, arguments.package)
     print(f"{arguments.package}: {size:,} bytes ({arguments.model.stat().st_size:,} before)")
 
@@ -83,36 +97,61 @@ def _pack(arguments: argparse.Namespace) -> None:
 def _unpack(arguments: argparse.Namespace) -> None:
     from pqd.package import unpack
 
+    _distinct(arguments.package, arguments.model)
     unpack(arguments.package, arguments.model)
     print(f"{arguments.model}: {arguments.model.stat().st_size:,} bytes")
 
 
+def _distinct(source: Path, target: Path) -> None:
+    if target.exists() and source.exists() and target.samefile(source):
+        raise UserError(f"{target} would be overwritten by what is made of it; give another file")
+
+
 def _bench(arguments: argparse.Namespace) -> None:
     from pqd.measure.bench import bench
+    from pqd.measure.table import advice, latency_table
+    from pqd.measure.timings import Latencies
+    from pqd.progress import make_console
+
+    def show(path: Path, rows: Latencies) -> None:
+        make_console().print(latency_table(str(path), rows))
+        print(advice(rows))
 
     runtime = RuntimeConfig(
         names=arguments.runtime, threads=arguments.threads, batch_sizes=arguments.batch
     )
-    for path in bench(arguments.paths, runtime):
+    for path in bench(arguments.paths, runtime, show):
         print(path)
 
 
-def _predict(arguments: argparse.Namespace) -> None:
+def _predict(arguments: argparse.Namespace) -> int:
     from pqd.measure.predict import predict
 
-    for path, name, probability in predict(arguments.model, arguments.images):
-        print(f"{path}: {name} ({100 * probability:.1f} %)")
+    code = 0
+    for found in predict(arguments.model, arguments.images):
+        if isinstance(found, UserError):
+            _complain(found)
+            code = 1
+        else:
+            print(f"{found.path}: {found.name} ({100 * found.probability:.1f} %)")
+    return code
 
 
 def _report(arguments: argparse.Namespace) -> None:
     from pqd.report import build
 
-    print(build(arguments.folders, arguments.output or arguments.folders[0]))
+    output = arguments.output or arguments.folders[0]
+    try:
+        print(build(arguments.folders, output))
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error.strerror or one_line(error)}") from None
 
 
 def _cache(arguments: argparse.Namespace) -> None:
     from pqd.cache import Cache
 
+    if not 0 <= arguments.days <= LONGEST:
+        raise UserError(f"--days={arguments.days:g} is outside [0, {LONGEST}]")
     cache = Cache(arguments.dir)
     if arguments.action == "prune":
         items = list(cache.prune(datetime.now(UTC) - timedelta(days=arguments.days)))
@@ -126,6 +165,6 @@ def _cache(arguments: argparse.Namespace) -> None:
 
 
 def _dashboard(arguments: argparse.Namespace) -> None:
-    from pqd.dashboard import create_dashboard
+    from pqd.tracking.dashboard import create_dashboard
 
     print(create_dashboard(arguments.target))

@@ -57,10 +57,12 @@ class DatasetConfig:
 
     name: str = MISSING  # digits, cifar10, cifar100, imagefolder
     root: str = option(MISSING, decides=Decides.PLACE)
-    image_size: int | None = option(None, low=1)  # pixels; None keeps the data set's own
+    image_size: int | None = option(
+        None, low=1, high=65536
+    )  # pixels; None keeps the data set's own
     validation: float = option(0.1, above=0, below=1)  # share of the train split held out
     split_seed: int = option(0, low=0, high=2**32 - 1)  # of the validation split
-    train_limit: int | None = option(None, low=1)  # images to train on (after the split)
+    train_limit: int | None = option(None, low=2)  # images to train on (after the split)
     on_corrupt: str = option("refuse", choices=("refuse", "skip"), decides=Decides.PLACE)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
@@ -87,10 +89,10 @@ class RuntimeConfig:
     names: list[str] = option([REFERENCE], choices=lambda: RUNTIMES)
     threads: list[int] = option([1, 0], low=0)  # 0 is all cores; equal counts are measured once
     batch_sizes: list[int] = option([1], low=1)
-    min_calls: int = option(200, low=1)  # timed calls per model at least,
-    min_seconds: float = option(3.0, low=0)  # and timed seconds, over all blocks
-    blocks: int = option(10, low=1)
-    max_interval: float = option(0.1, low=0)  # a relatively wider 95 % interval is noisy
+    min_calls: int = option(200, low=1, high=1_000_000)  # timed calls per model at least,
+    min_seconds: float = option(3.0, low=0, high=3600)  # and timed seconds, over all blocks
+    blocks: int = option(10, low=1, high=1000)
+    max_interval: float = option(0.1, above=0)  # a relatively wider 95 % interval is noisy
     seed: int = option(0, low=0)  # of the order of the blocks and of the bootstrap
 
 

@@ -16,7 +16,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Several processes may replace one file at once: readers see one of the contents, whole.
 
     Raises:
-        OSError: the folder cannot be written to, or the disk is full; `path` stays as it was.
+        OSError: the folder cannot be written to, or the disk is full; it names `path`, which stays
+            as it was.
     """
     temporary = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}.part")
     try:
@@ -25,9 +26,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and str(error.filename or temporary) == str(temporary):
+            error.filename = str(path)  # of a full disk the system names no file
         raise
 
 

@@ -1,27 +1,42 @@
 """What a run shows while it works: a bar or lines per stage, and the tables at its end."""
 
+import io
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from statistics import fmean
 from types import TracebackType
-from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from pqd.result import Final, Latency, Result
+from pqd.stages import spell
 
 LINES_PER_STAGE = 20  # at most, where there is no terminal
 PLAIN_WIDTH = 160  # columns of a table where there is no terminal to ask
 RUNS_SHOWN = 12  # in the table at the end of a sweep; of more it shows means
 DASH = "-"
 
+log = logging.getLogger(__name__)  # what is shown; conf/config.yaml leads it to the job's log file
+
 
 def make_console() -> Console:
     """A console on stdout; where that is no terminal it is wide enough for the tables."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
+
+
+def show(shown: RenderableType, console: Console | None = None) -> None:
+    """Shows text, as it is, or a table: on a console (None is stdout) and in the job's log file."""
+    copy = Console(file=io.StringIO(), highlight=False, width=PLAIN_WIDTH)
+    for to in (console or make_console(), copy):
+        to.print(shown, soft_wrap=isinstance(shown, str), markup=False)
+    assert isinstance(copy.file, io.StringIO)
+    log.info("%s", copy.file.getvalue().rstrip())
 
 
 class StageProgress:
@@ -97,7 +112,7 @@ class StageProgress:
             left = f"{duration(metrics['eta_s'])} left" if epoch < self.epochs else "done"
             counter = f"epoch {epoch:>{len(str(self.epochs))}}/{self.epochs}"
             line = f"{self.stage:<8}  {counter}  {text}  {left}"
-            self.console.print(line, soft_wrap=True, markup=False)
+            show(line, self.console)
 
 
 def _spread(epochs: int, lines: int) -> set[int]:
@@ -120,53 +135,54 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}h {minutes % 60:02}m"
 
 
-def stage_table(result: Mapping[str, Any]) -> Group:
+def stage_table(result: Result) -> Group:
     """The table at the end of a run, one row per stage, and a line on the exported model.
 
     Args:
-        result: a run's `result.json`, of any status.
+        result: a run's, of any status.
     """
-    table = Table(title=escape(result["name"]))
+    table = Table(title=escape(result.name))
     table.add_column("stage")
     for heading in ("epochs", "loss", "validation %", "sparsity %", "time"):
         table.add_column(heading, justify="right")
-    for stage in result["stages"]:
-        time = "cached" if stage["cached"] else duration(stage["seconds"])
+    for stage in result.stages:
         table.add_row(
-            stage["stage"],
-            str(stage["epochs"]),
-            _number(stage["loss"], "{:.4f}"),
-            _number(stage["validation_accuracy"], "{:.2f}"),
-            _number(stage["sparsity"], "{:.1f}", 100),
-            time,
+            stage.stage,
+            str(stage.epochs),
+            _number(stage.loss, "{:.4f}"),
+            _number(stage.validation_accuracy, "{:.2f}"),
+            _number(stage.sparsity, "{:.1f}", 100),
+            "cached" if stage.cached else duration(stage.seconds),
         )
     return Group(table, Text(_summary(result)))
 
 
-def _summary(result: Mapping[str, Any]) -> str:
-    final = result["final"]
+def _summary(result: Result) -> str:
+    final = result.final
     if final is None:
-        return f"{result['status']}: {result['reason']}"
+        return f"{result.status}: {result.reason}"
+    dense = final.sizes.get("fp32_onnx")
     parts = [
-        f"{final['accuracy']:.2f} % on the test split (dense {final['dense_accuracy']:.2f} %)",
-        f"{final['sparsity']:.1%} zeros",
-        f"{_model_bytes(final) / 1e6:.2f} MB (dense {final['sizes']['fp32_onnx'] / 1e6:.2f} MB)",
+        f"{final.accuracy:.2f} % on the test split (dense {final.dense_accuracy:.2f} %)",
+        f"{final.sparsity:.1%} zeros",
+        f"{final.model_bytes / 1e6:.2f} MB (dense {_number(dense, '{:.2f}', 1e-6)} MB)",
     ]
-    row = _headline(final)
-    if row:
-        speedup = _number(row["speedup"], ", {:.2f}x", missing="")
-        parts.append(f"{row['p50_ms']:.3g} ms{speedup} ({_setting(row)})")
+    if row := final.deployed:
+        speedup = _number(row.speedup, ", {:.2f}x", missing="")
+        parts.append(f"{row.p50_ms:.3g} ms{speedup} ({_setting(row)})")
+    else:
+        parts.append("latency not measured")
     return "model.onnx: " + ", ".join(parts)
 
 
-def comparison_table(results: Iterable[Mapping[str, Any]]) -> Table:
+def comparison_table(results: Iterable[Result]) -> Table:
     """The table at the end of a sweep: one row per run, in the order given.
 
     Args:
-        results: the `result.json` of each run, of any status.
+        results: of each run, of any status.
     """
     results = list(results)
-    rows = [_headline(result["final"]) for result in results if result["final"]]
+    rows = [result.final.deployed for result in results if result.final]
     settings = {_setting(row) for row in rows if row}
     many = len(results) > RUNS_SHOWN
     table = Table(
@@ -179,57 +195,54 @@ def comparison_table(results: Iterable[Mapping[str, Any]]) -> Table:
     for heading in (*["completed"] * many, *headings):
         table.add_column(heading, justify="right")
     for runs in _without_seeds(results) if many else [[result] for result in results]:
-        finals = [run["final"] for run in runs if run["final"]]
-        name = runs[0]["name"].rpartition("_seed")[0] if many else ""
-        names = (escape(name or runs[0]["name"]), runs[0]["config"]["order"]["name"])
+        name = runs[0].name.rpartition("_seed")[0] if many else ""
+        names = (escape(name or runs[0].name), _order(runs[0]))
+        finals = [run.final for run in runs if run.final]
         count = [f"{len(finals)} of {len(runs)}"] * many
-        if not finals:
-            table.add_row(*names, *count, runs[0]["status"], *[DASH] * (len(headings) - 1))
-            continue
-        headlines = [_headline(final) or {} for final in finals]
-        table.add_row(
-            *names,
-            *count,
-            _number(_mean(final["accuracy"] for final in finals), "{:.2f}"),
-            _number(_mean(f["accuracy"] - f["dense_accuracy"] for f in finals), "{:+.2f}"),
-            _number(_mean(final["sparsity"] for final in finals), "{:.1f}", 100),
-            _number(_mean(_model_bytes(final) for final in finals), "{:.2f}", 1e-6),
-            _number(_mean(final["sizes"].get("package") for final in finals), "{:.2f}", 1e-6),
-            _number(_mean(row.get("p50_ms") for row in headlines), "{:.3g}"),
-            _number(_mean(row.get("speedup") for row in headlines), "{:.2f}x"),
-        )
+        if finals:
+            table.add_row(*names, *count, *_means(finals))
+        else:
+            table.add_row(*names, *count, runs[0].status, *[DASH] * (len(headings) - 1))
     return table
 
 
-def _without_seeds(results: list[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+def _means(finals: list[Final]) -> list[str]:
+    rows = [row for final in finals if (row := final.deployed)]
+    return [
+        _mean((final.accuracy for final in finals), "{:.2f}"),
+        _mean((final.accuracy - final.dense_accuracy for final in finals), "{:+.2f}"),
+        _mean((final.sparsity for final in finals), "{:.1f}", 100),
+        _mean((final.model_bytes for final in finals), "{:.2f}", 1e-6),
+        _mean((final.sizes.get("package") for final in finals), "{:.2f}", 1e-6),
+        _mean((row.p50_ms for row in rows), "{:.3g}"),
+        _mean((row.speedup for row in rows), "{:.2f}x"),
+    ]
+
+
+def _order(result: Result) -> str:
+    """Its name; of a run that failed before its configuration was read, as it was given."""
+    given = result.config.get("order")
+    return spell(result.order) if result.order or not isinstance(given, dict) else given["name"]
+
+
+def _without_seeds(results: list[Result]) -> list[list[Result]]:
     """The runs of each configuration, which differ in the seed alone."""
-    groups: dict[str, list[Mapping[str, Any]]] = {}
+    groups: dict[str, list[Result]] = {}
     for result in results:
-        config = {key: value for key, value in result["config"].items() if key != "seed"}
+        config = {key: value for key, value in result.config.items() if key != "seed"}
         groups.setdefault(json.dumps(config, sort_keys=True), []).append(result)
     return list(groups.values())
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
+def _mean(values: Iterable[float | None], form: str, scale: float = 1) -> str:
     given = [value for value in values if value is not None]
-    return fmean(given) if given else None
+    return _number(fmean(given) if given else None, form, scale)
 
 
 def _number(value: float | None, form: str, scale: float = 1, missing: str = DASH) -> str:
     return missing if value is None else form.format(value * scale)
 
 
-def _model_bytes(final: Mapping[str, Any]) -> int:
-    """Size of model.onnx in bytes; an order without quantization has no INT8 file."""
-    sizes = final["sizes"]
-    return sizes.get("int8_onnx") or sizes["fp32_onnx"]
-
-
-def _headline(final: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The first latency measured of the final model."""
-    return next((row for row in final["latency"] if row["model"] in ("int8", "fp32")), None)
-
-
-def _setting(row: Mapping[str, Any]) -> str:
-    threads = "all cores" if row["threads"] == 0 else f"{row['threads']} thread(s)"
-    return f"{row['runtime']} {row['version']}, {threads}, batch {row['batch_size']}"
+def _setting(row: Latency) -> str:
+    threads = "all cores" if row.threads == 0 else f"{row.threads} thread(s)"
+    return f"{row.runtime} {row.version}, {threads}, batch {row.batch_size}"

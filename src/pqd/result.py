@@ -108,7 +108,9 @@ class Final(_Checked):
     sparsity: float
     network_accuracy: float | None = None  # of the same network in PyTorch
     agreement: float | None = None  # share of test images, %, that both classify alike
+    dense_agreement: float | None = None  # the same of dense.onnx and the dense network
     accuracy_by_runtime: dict[str, float] = field(default_factory=dict)
+    agreement_by_runtime: dict[str, float] = field(default_factory=dict)
     macs: int | None = None  # of the dense network, one image
     parameters: int | None = None
     sizes: dict[str, int] = field(default_factory=dict)
@@ -141,6 +143,7 @@ class Result(_Checked):
     final: Final | None = None
     provenance: Provenance = field(default_factory=Provenance)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)  # name: bytes, sha256
+    warnings: list[str] = field(default_factory=list)  # what to know before trusting the figures
     schema: int = SCHEMA
 
 
@@ -205,16 +208,14 @@ def decode(kind: type[R], data: Any, source: str) -> R:
     from pydantic import ValidationError
 
     try:
-        # As JSON: of Python's objects, strictness would take dataclasses alone, no dicts for them.
+        # As JSON: of Python's objects strict validation takes none but instances of `kind`.
         found: R = _adapter(kind).validate_json(json.dumps(data))  # type: ignore[arg-type]
         return found
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = ".".join(str(part) for part in first["loc"]) or "the content"
-        if first["type"] == "missing":
-            raise ValueError(f"{source}: {name} is missing") from None
-        given = f"{name} is {first['input']!r}"[:80]
-        raise ValueError(f"{source}: {given}: {first['msg'].lower()}") from None
+        given = f" is {first['input']!r}" if first["type"] != "missing" else ""
+        raise ValueError(f"{source}: {name}{given[:80]}: {first['msg'].lower()}") from None
 
 
 def check_free(folder: Path, config: Config) -> None:

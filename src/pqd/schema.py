@@ -9,7 +9,7 @@ from dataclasses import field, make_dataclass
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from pqd import options
+from pqd import keys, options
 from pqd.config import Config
 from pqd.stages import STAGES, spelled
 
@@ -30,8 +30,10 @@ def parse(cfg: DictConfig) -> Config:
     """Turns the composed configuration into checked dataclasses.
 
     Raises:
-        UserError: a value is out of its range; the message names the key and the accepted values.
+        UserError: there is no such setting, or a value is out of its range; the message names the
+            key and what is accepted.
     """
+    keys.check(cfg, schema())
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
     config.train.compile = config.train.compile.lower()  # YAML's true arrives as "True"

@@ -44,9 +44,10 @@ class Placement:
         unique = {id(nodes): sorted(nodes, key=order.__getitem__) for nodes in group.values()}
         return list(unique.values())
 
-    def reads_quantized(self, reader: fx.Node, node: fx.Node) -> bool:
-        """Tells whether `reader` reads the quantized value of a node that has a quantizer."""
-        return node in self._written or self._wants_integers(reader)
+    def readers(self, node: fx.Node) -> list[fx.Node]:
+        """Returns the readers of a node with a quantizer that read the quantized value."""
+        everyone = node in self._written
+        return [user for user in node.users if everyone or self._wants_integers(user)]
 
     def _choose(self) -> set[fx.Node]:
         """Returns what the integer operations found so far read and write."""
@@ -96,8 +97,7 @@ def insert_fake_quants(model: fx.GraphModule, code_max: int) -> None:
         code_max: the largest weight code, 127 for 8 bits.
 
     Raises:
-        UserError: a layer pads with something else than zeros, which ONNX's convolutions do not,
-            or reads no activation.
+        UserError: a layer pads with something else than zeros, which ONNX's convolutions do not.
     """
     graph = Graph(model)
     for node in filter(graph.is_layer, model.graph.nodes):
@@ -105,22 +105,17 @@ def insert_fake_quants(model: fx.GraphModule, code_max: int) -> None:
         padding = getattr(graph.modules[name], "padding_mode", "zeros")
         if padding != "zeros":
             raise UserError(f"backbone layer {name} pads with padding_mode={padding}; only zeros")
-        if not graph.activations(node):
-            raise UserError(
-                f"backbone layer {name} reads a constant; only layers that read an activation "
-                "can be quantized"
-            )
         attach(graph.modules[name], WeightFakeQuant(code_max), first=False)
     placement = Placement(graph)
-    for nodes in placement.groups():
-        name = f"{PREFIX}.{nodes[0].name}"
-        model.add_submodule(name, ActivationFakeQuant(calls=len(nodes)))
-        for node in nodes:
+    groups = [[(node, placement.readers(node)) for node in group] for group in placement.groups()]
+    for group in groups:
+        name = f"{PREFIX}.{group[0][0].name}"
+        model.add_submodule(name, ActivationFakeQuant(calls=len(group)))
+        for node, readers in group:
             with model.graph.inserting_after(node):
                 quantized = model.graph.call_module(name, (node,))
-            for reader in list(node.users):
-                if reader is not quantized and placement.reads_quantized(reader, node):
-                    reader.replace_input_with(node, quantized)
+            for reader in readers:
+                reader.replace_input_with(node, quantized)
     model.graph.lint()
     model.recompile()
 

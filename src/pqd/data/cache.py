@@ -11,6 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pqd.errors import one_line
+from pqd.files import replacing
+
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # raise it when the decoded pixels change
@@ -18,13 +21,18 @@ FORMAT = 1  # raise it when the decoded pixels change
 
 def folder() -> Path:
     """Where decoded images are kept: `pqd` in `$XDG_CACHE_HOME`, else in `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pqd"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pqd"
+    except RuntimeError:  # a user without a home, as in some containers
+        return Path(tempfile.gettempdir()) / "pqd"
 
 
 def decoded(
     name: str, files: Sequence[Path], settings: object, decode: Callable[[], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
     """What `decode` returns, from the cache where these very files were decoded before.
+
+    The cache saves time and is never needed: where it cannot be read or written, a warning says so.
 
     Args:
         name: of the cache file, for the people who find it.
@@ -40,22 +48,12 @@ def decoded(
     except FileNotFoundError:
         pass
     except (OSError, SafetensorError) as error:
-        log.warning("%s cannot be read and is made anew: %s", path, error)
+        log.warning("%s cannot be read and is made anew: %s", path, one_line(error))
     tensors = decode()
     try:
-        _write(tensors, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            save_file(tensors, file.name)  # writes from the tensors' memory, without a copy
     except (OSError, SafetensorError) as error:
-        log.warning("decoded images are not kept for the next run: %s", error)
+        log.warning("decoded images are not kept for the next run: %s", one_line(error))
     return tensors
-
-
-def _write(tensors: dict[str, Tensor], path: Path) -> None:
-    """Writes at once or not at all: others read this folder at the same time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    os.close(handle)
-    try:
-        save_file(tensors, part)
-        os.replace(part, path)
-    finally:
-        Path(part).unlink(missing_ok=True)

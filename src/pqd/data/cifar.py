@@ -3,9 +3,7 @@
 A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
 """
 
-import io
 import logging
-import re
 import warnings
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -14,14 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pqd.config import DatasetConfig
-from pqd.data.cache import decoded
+from pqd.data import cifar_parquet
+from pqd.data.folders import root_of
 from pqd.data.split import Source, Split
-from pqd.errors import UserError
+from pqd.errors import UserError, one_line
+from pqd.locks import held
 
 log = logging.getLogger(__name__)
+
+DEFAULT_ROOT = Path("data")  # of `conf/dataset/cifar*.yaml`; made where it is missing
 
 CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
 CIFAR100 = """
@@ -67,83 +68,50 @@ def read(cfg: DatasetConfig) -> Source:
         UserError: the data is damaged, or missing and cannot be downloaded.
     """
     variant = VARIANTS[cfg.name]
-    root = Path(cfg.root).expanduser().absolute()
+    root = root_of(cfg, f"{cfg.name} or that it is to be downloaded to")
     for found in ((root / cfg.name).rglob("train-*.parquet"), root.glob("train-*.parquet")):
         if first := min(found, default=None):
-            return _read_parquet(cfg.name, variant, first.parent)
-    return _read_torchvision(cfg.name, variant, root)
-
-
-def _read_parquet(name: str, variant: Variant, folder: Path) -> Source:
-    shards = {split: sorted(folder.glob(f"{split}-*.parquet")) for split in ("train", "test")}
-    for split, files in shards.items():
-        _check_complete(split, files, folder)
-
-    def decode() -> dict[str, Tensor]:
-        log.info("decoding %s, once: the pixels are kept for the next runs", name)
-        tensors = {}
-        for split, files in shards.items():
-            parts = [_decode_shard(file, variant) for file in files]
-            tensors[f"{split}.images"] = torch.cat([images for images, _ in parts])
-            tensors[f"{split}.labels"] = torch.cat([labels for _, labels in parts])
-        return tensors
-
-    tensors = decoded(name, shards["train"] + shards["test"], variant.label_column, decode)
-    train, test = (Split(tensors[f"{s}.images"], tensors[f"{s}.labels"]) for s in shards)
-    return Source(variant.classes, train, test)
-
-
-def _check_complete(split: str, files: list[Path], folder: Path) -> None:
-    """Compares the shards with the number of shards that their names tell (-00000-of-00004)."""
-    numbered = [m for f in files if (m := re.search(r"-of-(\d+)\.parquet$", f.name))]
-    wanted = max((int(m[1]) for m in numbered), default=1)
-    if len(files) != wanted:
-        raise UserError(f"{folder} holds {len(files)} of {wanted} shards {split}-*.parquet")
-
-
-def _decode_shard(file: Path, variant: Variant) -> tuple[Tensor, Tensor]:
-    """Decodes one shard: uint8 [N, 32, 32, 3], int64 [N]."""
-    import pyarrow
-    from pyarrow import parquet
-
+            train, test = cifar_parquet.read(
+                cfg.name, first.parent, variant.label_column, len(variant.classes)
+            )
+            return Source(variant.classes, train, test)
+    if not root.exists() and Path(cfg.root) != DEFAULT_ROOT:
+        raise _missing(
+            cfg.name,
+            root,
+            "this folder does not exist, and is not made, as its name may be mistyped; make it to "
+            "have the data downloaded to it",
+        )
     try:
-        table = parquet.read_table(file, columns=["img", variant.label_column])
-        encoded = table["img"].combine_chunks().field("bytes").to_pylist()
-        labels = table[variant.label_column].to_numpy().astype(np.int64)
-    except (pyarrow.ArrowException, OSError, KeyError) as error:
-        raise UserError(
-            f"{file} cannot be read as parquet with the columns img (struct of bytes, path) and "
-            f"{variant.label_column}: {_one_line(error)}"
-        ) from error
-    if len(labels) and not 0 <= labels.min() <= labels.max() < len(variant.classes):
-        raise UserError(f"{file} has labels outside 0 to {len(variant.classes) - 1}")
-    images = np.empty((len(encoded), 32, 32, 3), np.uint8)
-    for row, content in enumerate(encoded):
-        try:
-            images[row] = _decode(content)
-        except Exception as error:  # Pillow's decoders raise almost anything
-            raise UserError(f"{file}, row {row}: no readable image: {_one_line(error)}") from error
-    return torch.from_numpy(images), torch.from_numpy(labels)
+        return Source(variant.classes, *_read_torchvision(cfg.name, root))
+    except (OSError, RuntimeError, HTTPException, UserError) as error:
+        reason = one_line(error, named=not isinstance(error, UserError))
+        raise _missing(cfg.name, root, reason) from error
 
 
-def _decode(content: bytes) -> np.ndarray:
-    """Decodes one image of 32x32 pixels."""
-    from PIL import Image
+def _missing(name: str, root: Path, reason: str) -> UserError:
+    variant = VARIANTS[name]
+    return UserError(
+        f"{name} is neither in {root} nor could it be downloaded ({reason}); three ways to provide "
+        f"it: (1) run once with access to the internet; (2) put torchvision's folder "
+        f"{variant.torchvision_folder} into {root}; (3) put the parquet shards train-* and test-* "
+        f"of the Hugging Face data set {variant.hub_name} into {root / name}. Another place is set "
+        f"by dataset.root or PQD_DATA"
+    )
 
-    image: Image.Image = Image.open(io.BytesIO(content), formats=("PNG", "WEBP"))
-    if image.size != (32, 32):
-        raise ValueError(f"its size is {image.width}x{image.height}, not 32x32")
-    if image.mode != "RGB":
-        image = image.convert("RGB")
-    return np.frombuffer(image.tobytes(), np.uint8).reshape(32, 32, 3)
 
+def _read_torchvision(name: str, root: Path) -> list[Split]:
+    """Reads train and test from torchvision's files, which are downloaded where they are missing.
 
-def _read_torchvision(name: str, variant: Variant, root: Path) -> Source:
-    """Reads torchvision's files after checking their MD5, so that no foreign pickle is loaded."""
+    Their MD5 is checked first, so that no foreign pickle is loaded.
+
+    Raises:
+        OSError, RuntimeError, HTTPException, UserError: they are neither there nor downloaded.
+    """
     import pqd.backbones._torchvision  # noqa: F401, I001  must come before torchvision
-    from filelock import FileLock
     from torchvision import datasets
 
+    variant = VARIANTS[name]
     kind = getattr(datasets, variant.torchvision_class)
     folder = root / name if (root / name / variant.torchvision_folder).is_dir() else root
 
@@ -153,28 +121,14 @@ def _read_torchvision(name: str, variant: Variant, root: Path) -> Source:
             return [_split(kind(folder, train=train)) for train in (True, False)]
 
     try:
-        try:
-            train, test = load()
-        except RuntimeError:  # missing, incomplete or damaged
-            folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / f".{name}.lock"):
-                kind(folder, download=True)
-            train, test = load()
-    except (OSError, RuntimeError, HTTPException) as error:
-        raise UserError(
-            f"{name} is neither in {root} nor could it be downloaded ({_one_line(error)}); three "
-            f"ways to provide it: (1) run once with access to the internet; (2) put torchvision's "
-            f"folder {variant.torchvision_folder} into {root}; (3) put the parquet shards train-* "
-            f"and test-* of the Hugging Face data set {variant.hub_name} into {root / name}. "
-            f"Another place is set by dataset.root or PQD_DATA"
-        ) from error
-    return Source(variant.classes, train, test)
+        return load()
+    except RuntimeError:  # missing, incomplete or damaged
+        folder.mkdir(exist_ok=True)
+        with held(folder / f".{name}.lock", lambda: log.info("another run downloads %s", name)):
+            kind(folder, download=True)
+        return load()
 
 
 def _split(data: Any) -> Split:
     labels = torch.tensor(data.targets, dtype=torch.int64)
     return Split(torch.from_numpy(np.ascontiguousarray(data.data)), labels)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

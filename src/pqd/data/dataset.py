@@ -1,12 +1,17 @@
 """The data set of a run: read, resized, and cut into train, validation and test."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from pqd.config import DatasetConfig
-from pqd.data import cifar, digits, imagefolder
-from pqd.data.split import Source, Split, cut, fingerprint, resize, statistics
-from pqd.errors import UserError, choices
+from pqd.data import cifar, digits, imagefolder, memory
+from pqd.data.split import Source, Split, cut, fingerprint, statistics
+from pqd.errors import UserError, choices, one_line
+
+log = logging.getLogger(__name__)
 
 READERS: dict[str, Callable[[DatasetConfig], Source]] = {
     "digits": digits.read,
@@ -49,25 +54,46 @@ def load_dataset(cfg: DatasetConfig) -> Dataset:
     stratified part of the rest.
 
     Raises:
-        UserError: an unknown name, missing or damaged data, or a split without images.
+        UserError: an unknown name, missing or damaged data, more images than fit into memory, or
+            a split without images.
     """
     if cfg.name not in READERS:
         raise choices("dataset.name", cfg.name, READERS)
-    source = READERS[cfg.name](cfg)
-    train, test = (_resized(split, cfg.image_size) for split in (source.train, source.test))
+    try:
+        classes, train, test = READERS[cfg.name](cfg)
+    except OSError as error:
+        raise UserError(f"dataset.root={cfg.root} cannot be read: {one_line(error)}") from error
+    for name, split in (("train", train), ("test", test)):
+        if not len(split):
+            raise UserError(f"the {name} split of {cfg.name} in {cfg.root} holds no images")
+    side, channels = train.images.shape[2:]
+    memory.check(cfg, len(train), len(test), side, channels, held=True)
+    if cfg.image_size is not None:  # each split's original is freed before the next is resized
+        train = train.resized(cfg.image_size)
+        test = test.resized(cfg.image_size)
     mean, std = statistics(train.images)
-    validation, train = cut(train, round(cfg.validation * len(train)), cfg.split_seed)
+    held_out, rest = cut(train.labels, round(cfg.validation * len(train)), cfg.split_seed)
     if cfg.train_limit is not None:
-        train, _ = cut(train, cfg.train_limit, cfg.split_seed)
-    if len(train) < 2 or not len(validation):
+        rest = rest[cut(train.labels[rest], cfg.train_limit, cfg.split_seed)[0]]
+    if len(rest) < 2 or not len(held_out):
         raise UserError(
             f"dataset.validation={cfg.validation} and dataset.train_limit={cfg.train_limit} leave "
-            f"{len(train)} images to train and {len(validation)} to validate; at least 2 and 1 are "
+            f"{len(rest)} images to train and {len(held_out)} to validate; at least 2 and 1 are "
             f"needed"
         )
-    identity = fingerprint((source.classes, mean, std), train, validation, test)
-    return Dataset(cfg.name, source.classes, train, validation, test, mean, std, identity)
+    validation, train = train.take(held_out), train.take(rest)
+    _warn_of_classes_without_images(classes, train)
+    identity = fingerprint((classes, mean, std), train, validation, test)
+    return Dataset(cfg.name, classes, train, validation, test, mean, std, identity)
 
 
-def _resized(split: Split, size: int | None) -> Split:
-    return split if size is None else Split(resize(split.images, size), split.labels)
+def _warn_of_classes_without_images(classes: list[str], train: Split) -> None:
+    counts = torch.bincount(train.labels, minlength=len(classes)).tolist()
+    if empty := [name for name, count in zip(classes, counts, strict=True) if not count]:
+        log.warning(
+            "no image of %d of %d classes is left to train on, first %s; lower dataset.validation "
+            "or raise dataset.train_limit",
+            len(empty),
+            len(classes),
+            empty[0],
+        )

@@ -19,5 +19,6 @@ def read(cfg: DatasetConfig) -> Source:
     everything = Split(
         torch.from_numpy(pixels).unsqueeze(-1), torch.from_numpy(data.target.astype(np.int64))
     )
-    test, train = cut(everything, round(TEST_SHARE * len(everything)), TEST_SEED)
-    return Source([str(name) for name in data.target_names], train, test)
+    test, train = cut(everything.labels, round(TEST_SHARE * len(everything)), TEST_SEED)
+    classes = [str(name) for name in data.target_names]
+    return Source(classes, everything.take(train), everything.take(test))

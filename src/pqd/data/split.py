@@ -2,13 +2,14 @@
 
 import hashlib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-RESIZE_CHUNK = 1024  # images at once: bounds the memory of intermediate results
+CHUNK = 2**24  # bytes of images at once: bounds the memory of intermediate results
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,12 @@ class Split:
         """The images at `indices`, int64 [M], as a copy."""
         return Split(self.images[indices], self.labels[indices])
 
+    def resized(self, size: int) -> "Split":
+        """The same with images of `size` x `size` pixels (see `resize`)."""
+        return Split(resize(self.images, size), self.labels)
 
-@dataclass(frozen=True)
-class Source:
+
+class Source(NamedTuple):
     """A data set as it is stored: class names, and train and test as its makers split it."""
 
     classes: list[str]
@@ -62,16 +66,19 @@ def balanced_order(labels: Tensor, seed: int) -> Tensor:
     return torch.from_numpy(by_class[np.argsort(place, kind="stable")])
 
 
-def cut(split: Split, first: int, seed: int) -> tuple[Split, Split]:
-    """Cuts `split` in two, stratified, each part in the original order.
+def cut(labels: Tensor, first: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Cuts images in two, stratified, each part in the original order.
 
     Args:
-        split: what is cut.
+        labels: int64 [N].
         first: number of images of the first part.
         seed: decides which images these are.
+
+    Returns:
+        The indices of both parts, int64 [first] and [N - first].
     """
-    order = balanced_order(split.labels, seed)
-    return split.take(order[:first].sort().values), split.take(order[first:].sort().values)
+    order = balanced_order(labels, seed)
+    return order[:first].sort().values, order[first:].sort().values
 
 
 def resize(images: Tensor, size: int) -> Tensor:
@@ -80,12 +87,18 @@ def resize(images: Tensor, size: int) -> Tensor:
     if (height, width) == (size, size):
         return images
     out = torch.empty((count, size, size, channels), dtype=torch.uint8)
-    for source, target in zip(images.split(RESIZE_CHUNK), out.split(RESIZE_CHUNK), strict=True):
+    step = _chunk(size * size * channels)
+    for source, target in zip(images.split(step), out.split(step), strict=True):
         resized = functional.interpolate(
             source.permute(0, 3, 1, 2), (size, size), mode="bilinear", antialias=True
         )
         target.copy_(resized.permute(0, 2, 3, 1))
     return out
+
+
+def _chunk(image_bytes: int) -> int:
+    """How many images are worked on at once."""
+    return max(1, CHUNK // image_bytes)
 
 
 def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -103,7 +116,10 @@ def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     values = torch.arange(256, dtype=torch.float64) / 255
     means, deviations = [], []
     for channel in images.unbind(-1):
-        share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
+        counts = torch.zeros(256, dtype=torch.int64)
+        for chunk in channel.split(_chunk(channel[0].numel())):
+            counts += torch.bincount(chunk.flatten(), minlength=256)
+        share = counts.double() / channel.numel()
         mean = (share * values).sum()
         means.append(mean.item())
         deviations.append((share * (values - mean) ** 2).sum().sqrt().item() or 1.0)

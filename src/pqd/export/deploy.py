@@ -8,80 +8,11 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pqd.constraints.fake_quant import ActivationFakeQuant, WeightFakeQuant
-from pqd.constraints.mask import masks
 from pqd.constraints.parametrization import attached, bake
-from pqd.export.ops import dequantize, quantize_dequantize
-from pqd.graph.view import Graph, read_instead
-
-# An INT32 bias needs headroom for the INT32 sum that is added to it.
-_BIAS_MAX = 2.0**30
-_SCALE_MIN = 1e-30  # below this, float32 products of two scales become denormal
-
-
-class QuantizeDequantize(nn.Module):
-    """The deployed form of an activation fake-quantizer."""
-
-    scale: Tensor
-    zero_point: Tensor
-
-    def __init__(self, fake_quant: ActivationFakeQuant) -> None:
-        """Takes scale and zero point over."""
-        super().__init__()
-        self.register_buffer("scale", fake_quant.scale.float().clone())
-        self.register_buffer("zero_point", fake_quant.zero_point.to(torch.uint8))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Rounds `x` of any shape to its UINT8 grid."""
-        result: Tensor = quantize_dequantize(x, self.scale, self.zero_point)
-        return result
-
-
-class IntegerLayer(nn.Module):
-    """A convolution or linear layer with INT8 weights [K, ...] and an INT32 bias [K].
-
-    `codes * scale` is the weight after folding; the bias scale is input scale times `scale`, as
-    integer kernels need it.
-    """
-
-    codes: Tensor
-    scale: Tensor
-    zero_point: Tensor | None
-    bias_codes: Tensor
-    bias_scale: Tensor
-
-    def __init__(
-        self, layer: nn.Module, codes: Tensor, scale: Tensor, bias: Tensor, input_scale: Tensor
-    ) -> None:
-        """Rounds the float bias [K] to INT32.
-
-        Where a channel's scale is so small (a batch norm that learned to ignore its channel) that
-        the bias would overflow, the scale grows until it fits and the codes are rounded anew.
-        """
-        super().__init__()
-        enough = (bias.abs() / (_BIAS_MAX * input_scale)).clamp_min(_SCALE_MIN / input_scale)
-        grown = torch.maximum(scale, enough)
-        shrink = (scale / grown).view(-1, *[1] * (codes.ndim - 1))
-        bias_scale = input_scale * grown
-        self.register_buffer("codes", torch.round(codes * shrink).to(torch.int8))
-        self.register_buffer("scale", grown)
-        # Only a Gemm needs one; shared by many layers, ONNX Runtime's precise mode refuses it.
-        zero_point = torch.zeros_like(scale, dtype=torch.int8) if codes.ndim == 2 else None
-        self.register_buffer("zero_point", zero_point)
-        self.register_buffer("bias_codes", torch.round(bias / bias_scale).to(torch.int32))
-        self.register_buffer("bias_scale", bias_scale)
-        self.convolution = (
-            {n: getattr(layer, n) for n in ("stride", "padding", "dilation", "groups")}
-            if isinstance(layer, nn.Conv2d)
-            else None
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Computes the layer on `[B, C, H, W]` (convolution) or `[..., C]` (linear)."""
-        weight = dequantize(self.codes, self.scale, self.zero_point)
-        bias = dequantize(self.bias_codes, self.bias_scale, None)
-        if self.convolution is None:
-            return F.linear(x, weight, bias)
-        return F.conv2d(x, weight, bias, **self.convolution)
+from pqd.errors import UserError
+from pqd.export.layers import IntegerLayer, QuantizeDequantize
+from pqd.export.repeat import repeat_quantizers
+from pqd.graph.view import Graph
 
 
 @torch.no_grad()
@@ -96,9 +27,8 @@ def deployed(model: fx.GraphModule) -> fx.GraphModule:
         model: a traced network with any constraints attached, `[B, C, H, W]` to `[B, K]`.
     """
     model = copy.deepcopy(model).cpu().eval()
-    for name in masks(model):
-        layer = model.get_submodule(name)
-        if not _is_quantized(layer):
+    for layer in list(model.modules()):
+        if attached(layer) is not None and not _is_quantized(layer):
             bake(layer)
     graph = Graph(model)
     for node in list(model.graph.nodes):
@@ -114,8 +44,7 @@ def deployed(model: fx.GraphModule) -> fx.GraphModule:
     for name, module in list(model.named_modules()):
         if isinstance(module, ActivationFakeQuant):
             model.set_submodule(name, QuantizeDequantize(module))
-    _keep_grids(Graph(model))
-    _round_before_sums(Graph(model))
+    repeat_quantizers(model)
     model.delete_all_unused_submodules()
     model.graph.lint()
     model.recompile()
@@ -163,10 +92,24 @@ def _deploy_layer(graph: Graph, node: fx.Node) -> None:
         new = fuse_conv_bn_eval(layer, batch_norm)
     else:
         return
+    _refuse_other_readers(graph, str(node.target))
     graph.model.set_submodule(str(node.target), new)
+    node.args, node.kwargs = tuple(graph.activations(node)), {}
     if batch_norm_node is not None:
         batch_norm_node.replace_all_uses_with(node)
         graph.model.graph.erase_node(batch_norm_node)
+
+
+def _refuse_other_readers(graph: Graph, layer: str) -> None:
+    """Raises where the network reads a parameter of a layer that is deployed as another."""
+    for node in graph.model.graph.nodes:
+        owner, _, parameter = str(node.target).rpartition(".")
+        if node.op == "get_attr" and owner == layer:
+            readers = ", ".join(user.name for user in node.users)
+            raise UserError(
+                f"backbone layer {layer} cannot be deployed: its {parameter} is read outside the "
+                f"layer as well ({readers}); only the layer itself may read it"
+            )
 
 
 def _with_batch_norm(
@@ -213,44 +156,6 @@ def _folded(
         scale = scale * gain.abs()
         codes = codes * gain.sign().to(torch.int8).view(-1, *[1] * (codes.ndim - 1))
     return codes, scale, bias
-
-
-def _keep_grids(graph: Graph) -> None:
-    """Repeats a quantizer behind operations that only move values.
-
-    It changes nothing (the values are on its grid already) and tells the runtime that, say, a
-    max-pool can run on the codes.
-    """
-    for node in list(graph.model.graph.nodes):
-        if not graph.is_pass(node) or graph.is_tuple(node):
-            continue
-        sources = graph.sources(node)
-        shared = len({source.target for source in sources}) == 1
-        if shared and isinstance(graph.module(sources[0]), QuantizeDequantize):
-            _quantize_again(graph, sources[0], after=node)
-
-
-def _round_before_sums(graph: Graph) -> None:
-    """Repeats the quantizer between a layer and a sum.
-
-    It changes nothing, and ONNX Runtime removes it. Without it OpenVINO, which runs all three as
-    one operation, does not round before it adds ("drop rounding", dnnl_postops_composer.cpp): two
-    ResNet-20s agreed with ONNX Runtime on 99.1 % of CIFAR-10, and on 99.9 % once rounded.
-    """
-    for node in filter(graph.is_sum, list(graph.model.graph.nodes)):
-        for quantizer in node.all_input_nodes:
-            if not isinstance(graph.module(quantizer), QuantizeDequantize):
-                continue
-            layer = graph.module(quantizer.all_input_nodes[0])  # behind a ReLU it does round
-            if isinstance(layer, IntegerLayer) and graph.follower(quantizer) is node:
-                _quantize_again(graph, quantizer, after=quantizer)
-
-
-def _quantize_again(graph: Graph, quantizer: fx.Node, after: fx.Node) -> None:
-    """Calls the module of a quantizer on the value of `after` as well."""
-    with graph.model.graph.inserting_after(after):
-        again = graph.model.graph.call_module(str(quantizer.target), (after,))
-    read_instead(after, again)
 
 
 def _input_scale(graph: Graph, node: fx.Node) -> Tensor:

@@ -1,5 +1,6 @@
 """Questions about the graph of a traced network, and the operators it knows."""
 
+import math
 import operator
 from typing import Any
 
@@ -13,7 +14,8 @@ def _named(*names: str) -> set[Any]:
     return {*names} | {getattr(torch, name) for name in names if hasattr(torch, name)}
 
 
-_RELU = {nn.ReLU, nn.ReLU6, F.relu, F.relu6} | _named("relu", "relu_")
+_RELU6 = {nn.ReLU6, F.relu6}
+_RELU = {nn.ReLU, F.relu} | _named("relu", "relu_") | _RELU6
 _ADD = {operator.add, operator.iadd, "add_", "__iadd__"} | _named("add")
 _AVERAGE_POOL = {
     nn.AvgPool2d,
@@ -35,7 +37,7 @@ _PASS = (
     | _named("channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "clone", "contiguous")
     | _named("expand", "flatten", "flip", "movedim", "narrow", "permute", "repeat", "reshape")
     | _named("roll", "select", "squeeze", "swapaxes", "tile", "transpose", "unflatten")
-    | _named("unsqueeze", "view")
+    | _named("unsqueeze", "view", "expand_as", "reshape_as", "view_as")
 )
 # What these return depends on the shape of an activation, not on its values.
 _SHAPE = {getattr, "size", "dim", "numel", "new_zeros", "new_ones", "new_full", "new_empty"} | {
@@ -65,11 +67,14 @@ class Graph:
     def is_activation(self, node: fx.Node) -> bool:
         """Tells whether values of the image reach the node: no constant, parameter or shape."""
         if node not in self._activations:
-            shape = node.op in ("call_function", "call_method") and node.target in _SHAPE
+            read = node.all_input_nodes
+            if self._is(node, _PASS):  # what else it reads is a shape
+                read = read[:1]
+            shape = node.target in _SHAPE
             if node.target is getattr and node.args[1] in _TRANSPOSED:
                 shape = False
             self._activations[node] = node.op == "placeholder" or (
-                not shape and any(self.is_activation(value) for value in node.all_input_nodes)
+                not shape and any(map(self.is_activation, read))
             )
         return self._activations[node]
 
@@ -87,8 +92,8 @@ class Graph:
         return readers[0] if len(readers) == 1 else None
 
     def is_layer(self, node: fx.Node) -> bool:
-        """Tells whether the node is a convolution or a linear layer."""
-        return isinstance(self.module(node), nn.Conv2d | nn.Linear)
+        """Tells whether the node is a convolution or a linear layer that reads an activation."""
+        return isinstance(self.module(node), nn.Conv2d | nn.Linear) and self.is_activation(node)
 
     def is_batch_norm(self, node: fx.Node) -> bool:
         """Tells whether the node is a 2-d batch norm (and nothing derived that does more)."""
@@ -97,6 +102,10 @@ class Graph:
     def is_relu(self, node: fx.Node) -> bool:
         """Tells whether the node is a ReLU or ReLU6."""
         return self._is(node, _RELU)
+
+    def relu_ceiling(self, node: fx.Node) -> float:
+        """Returns the largest value that a ReLU gives: 6 of a ReLU6, else infinity."""
+        return 6.0 if self._is(node, _RELU6) else math.inf
 
     def is_sum(self, node: fx.Node) -> bool:
         """Tells whether the node adds two activations."""
@@ -113,6 +122,20 @@ class Graph:
         parts = _nodes(node.args[:1], node.kwargs)
         return bool(parts) and all(self.is_activation(part) for part in parts)
 
+    def zero_pad(self, node: fx.Node) -> tuple[Any, ...] | None:
+        """Returns how many zeros a node puts around its input, in torch's order (last axis first).
+
+        None if the node does something else.
+        """
+        if isinstance(module := self.module(node), nn.ConstantPad2d):
+            return tuple(module.padding) if module.value == 0 else None
+        if node.target is not F.pad:
+            return None
+        names = ("input", "pad", "mode", "value")
+        given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | node.kwargs
+        constant = given.get("mode", "constant") == "constant"
+        return tuple(given["pad"]) if constant and not given.get("value") else None
+
     def is_tuple(self, node: fx.Node) -> bool:
         """Tells whether the node returns several activations."""
         if node.target is operator.getitem:
@@ -126,7 +149,7 @@ class Graph:
         """
         if not self.is_activation(node):
             return False
-        if self._is(node, _PASS) or self._pads_with_zeros(node) or self.is_join(node):
+        if self._is(node, _PASS) or self.is_join(node) or self.zero_pad(node) is not None:
             return True
         # timm's stochastic depth drops whole images, as dropout drops values: in training only.
         transposes = node.target is getattr
@@ -163,14 +186,6 @@ class Graph:
         follower = self.follower(node)
         return follower if follower is not None and self.is_relu(follower) else node
 
-    def _pads_with_zeros(self, node: fx.Node) -> bool:
-        if isinstance(module := self.module(node), nn.ConstantPad2d):
-            return module.value == 0
-        if node.target is not F.pad:
-            return False
-        given = dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)) | node.kwargs
-        return given.get("mode", "constant") != "constant" or not given.get("value")
-
     def _is(self, node: fx.Node, kinds: set[Any]) -> bool:
         if node.op == "call_module":
             return type(self.module(node)) in kinds
@@ -182,8 +197,10 @@ def unsupported_layers(model: fx.GraphModule) -> list[str]:
     graph = Graph(model)
     found = [f"{n.name} (functional)" for n in model.graph.nodes if n.target in _FUNCTIONAL]
     for node in model.graph.nodes:
-        module = None if graph.is_layer(node) else graph.module(node)
-        if module is not None and any(parameter.ndim > 1 for parameter in module.parameters()):
+        module = graph.module(node)
+        if module is None or isinstance(module, nn.Conv2d | nn.Linear):
+            continue
+        if any(parameter.ndim > 1 for parameter in module.parameters()):
             found.append(f"{node.target} ({type(module).__name__})")
     return found
 

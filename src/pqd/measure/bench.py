@@ -5,19 +5,19 @@ import os
 import platform
 import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pqd import options
 from pqd.config import AugmentConfig, DatasetConfig, RuntimeConfig
-from pqd.errors import UserError
+from pqd.errors import UserError, one_line
 from pqd.files import read_json, write_json
 from pqd.measure.accuracy import predictions, top1
 from pqd.measure.conditions import provenance
-from pqd.measure.graph import input_shape, is_quantized
-from pqd.measure.timings import latency
+from pqd.measure.graph import batch_size, input_shape, is_quantized
+from pqd.measure.timings import Latencies, latency
 from pqd.result import FILE, SCHEMA, now
 from pqd.runtimes import available, get
 
@@ -26,7 +26,32 @@ log = logging.getLogger(__name__)
 BATCH_SIZE = 250  # of the accuracy's evaluation
 
 
-def bench(paths: list[Path], runtime: RuntimeConfig) -> list[Path]:
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: a run's folder, an ONNX file or a package.
+
+    Attributes:
+        path: as given.
+        models: ONNX files by name; the last one is what would be deployed.
+    """
+
+    path: Path
+    models: dict[str, Path]
+
+    @property
+    def record(self) -> Path:
+        """The file that the figures go to; two machines may write into one folder they share."""
+        host = re.sub(r"[^\w.-]", "_", platform.node()) or "unknown"
+        if self.path.is_dir():
+            return self.path / f"bench-{host}.json"
+        return self.path.with_name(f"{self.path.name}.bench-{host}.json")
+
+
+def bench(
+    paths: list[Path],
+    runtime: RuntimeConfig,
+    show: Callable[[Path, Latencies], None] = lambda path, rows: None,
+) -> Iterator[Path]:
     """Measures runs' folders, ONNX files and packages on this machine.
 
     Of a run the dense, the pruned and the final network are measured, and the final one's accuracy
@@ -35,71 +60,106 @@ def bench(paths: list[Path], runtime: RuntimeConfig) -> list[Path]:
     Args:
         paths: folders of runs, `.onnx` or `.pqd` files.
         runtime: what to measure in, and the protocol's numbers.
+        show: gets a path and its rows as soon as they are measured.
 
-    Returns:
-        The records written: `bench-<hostname>.json` in a run's folder,
+    Yields:
+        Each record when it is written: `bench-<hostname>.json` in a run's folder,
         `<file>.bench-<hostname>.json` beside a file.
 
     Raises:
-        UserError: a path is neither of these; found out before anything is measured.
+        UserError: a path is neither of these, or holds a model that cannot be measured; found out
+            before anything is measured. Or, at the end, what could not be measured or written.
     """
     options.check(runtime, "runtime.")
-    for path in paths:
-        _check(path)
-    # Two machines may write into one folder that they share.
-    host = re.sub(r"[^\w.-]", "_", platform.node()) or "unknown"
-    written = []
-    for path in paths:
-        name = f"bench-{host}.json" if path.is_dir() else f"{path.name}.bench-{host}.json"
-        record = (path if path.is_dir() else path.parent) / name
-        conditions = provenance() | {"started": now()}
-        found = _measure(path, runtime)
-        if not found["latency"]:
-            raise UserError(f"{path}: no runtime of {runtime.names} could be measured")
-        conditions |= {"int8_peak_gops": found["latency"].int8_peak_gops}
-        write_json(record, {"schema": SCHEMA, "provenance": conditions, **found})
-        written.append(record)
-    return written
+    failed = []
+    with tempfile.TemporaryDirectory() as folder:
+        subjects = [_subject(path, Path(folder, str(i)), runtime) for i, path in enumerate(paths)]
+        for subject in subjects:
+            try:
+                _measure(subject, runtime, show)
+                yield subject.record
+            except UserError as error:
+                failed.append(str(error))
+    if failed:
+        raise UserError("; ".join(failed))
 
 
-def _check(path: Path) -> None:
-    if path.is_dir():
-        if not (path / "model.onnx").is_file():
-            raise UserError(f"{path} is not the folder of a completed run: it has no model.onnx")
-    elif path.suffix not in (".onnx", ".pqd"):
-        raise UserError(f"{path} is neither a run's folder nor an .onnx or .pqd file")
-    elif not path.is_file():
-        raise UserError(f"{path} does not exist")
+def _subject(path: Path, temporary: Path, runtime: RuntimeConfig) -> Subject:
+    """Finds the ONNX files of a path, and checks that they can be measured.
+
+    Args:
+        path: as given.
+        temporary: a file that a package is unpacked into.
+        runtime: what to measure in.
+    """
+    try:
+        subject = Subject(path, _models(path, temporary))
+        _check(subject, runtime)
+    except UserError as error:
+        raise UserError(str(error).replace(str(temporary), str(path))) from None
+    return subject
 
 
-def _measure(path: Path, runtime: RuntimeConfig) -> dict[str, Any]:
-    """Returns `latency` and `accuracy_by_runtime` of a record."""
+def _models(path: Path, temporary: Path) -> dict[str, Path]:
     if path.is_dir():
         model = path / "model.onnx"
-        models = {"dense": path / "dense.onnx", "pruned": path / "pruned.onnx", _kind(model): model}
-        models = {name: file for name, file in models.items() if file.is_file()}
-        rows = latency(models, runtime, input_shape(model), _modules(path, runtime))
-        return {"latency": rows, "accuracy_by_runtime": _accuracies(path, runtime)}
-    with _onnx(path) as model:
-        rows = latency({_kind(model): model}, runtime, input_shape(model))
-    return {"latency": rows, "accuracy_by_runtime": {}}
+        if not model.is_file():
+            raise UserError(f"{path} is not the folder of a completed run: it has no model.onnx")
+        files = {"dense": path / "dense.onnx", "pruned": path / "pruned.onnx", _kind(model): model}
+        return {name: file for name, file in files.items() if file.is_file()}
+    if path.suffix not in (".onnx", ".pqd"):
+        raise UserError(f"{path} is neither a run's folder nor an .onnx or .pqd file")
+    if not path.is_file():
+        raise UserError(f"{path} does not exist")
+    if path.suffix == ".onnx":
+        return {_kind(path): path}
+    from pqd.package import unpack
+
+    unpack(path, temporary)
+    return {_kind(temporary): temporary}
 
 
 def _kind(model: Path) -> str:
     return "int8" if is_quantized(model) else "fp32"
 
 
-@contextmanager
-def _onnx(path: Path) -> Iterator[Path]:
-    """The ONNX file itself, or a temporary one from a package."""
-    if path.suffix == ".onnx":
-        yield path
-        return
-    from pqd.package import unpack
+def _check(subject: Subject, runtime: RuntimeConfig) -> None:
+    """Sees to it that the models of a subject take what they are to be measured with."""
+    shapes = {model: input_shape(model) for model in subject.models.values()}
+    *_, (last, shape) = shapes.items()
+    for model, other in shapes.items():
+        if other != shape:
+            raise UserError(f"{model} takes images {list(other)}, but {last} {list(shape)}")
+        size = batch_size(model)
+        if size and set(runtime.batch_sizes) != {size}:
+            raise UserError(f"{model} takes batches of {size} only; give --batch {size}")
 
-    with tempfile.TemporaryDirectory() as folder:
-        unpack(path, model := Path(folder, "model.onnx"))
-        yield model
+
+def _measure(
+    subject: Subject, runtime: RuntimeConfig, show: Callable[[Path, Latencies], None]
+) -> None:
+    """Measures a subject, shows the rows, and writes the record."""
+    conditions = provenance() | {"started": now()}
+    path, model = subject.path, list(subject.models.values())[-1]
+    modules = _modules(path, runtime) if path.is_dir() else {}
+    rows = latency(subject.models, runtime, input_shape(model), modules)
+    if not rows:
+        reasons = rows.left_out | {
+            name: f"runtime {name} failed: {reason}" for name, reason in rows.failed.items()
+        }
+        raise UserError(f"{path}: nothing could be measured: {'; '.join(reasons.values())}")
+    show(path, rows)  # before it is written: a full disk loses nothing that was seen
+    record = {
+        "schema": SCHEMA,
+        "provenance": conditions | {"int8_peak_gops": rows.int8_peak_gops},
+        "latency": rows,
+        "failed": rows.failed,
+        "accuracy_by_runtime": _accuracies(path, runtime) if path.is_dir() else {},
+    }
+    try:
+        write_json(subject.record, record)
+    except OSError as error:
+        raise UserError(f"cannot write {subject.record}: {error.strerror}") from None
 
 
 def _modules(run: Path, runtime: RuntimeConfig) -> dict[str, Any]:
@@ -127,14 +187,19 @@ def _accuracies(run: Path, runtime: RuntimeConfig) -> dict[str, float]:
         dataset = data.load_dataset(_dataset_config(record["config"]["dataset"]))
         if record["final"].get("dataset", dataset.fingerprint) != dataset.fingerprint:
             raise UserError("the images found are not those of the run")
-    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
-        log.warning("%s: accuracy is not measured, as its data set is not here: %s", run, error)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
+        reason = one_line(error)
+        log.warning("%s: accuracy is not measured, as its data set is not here: %s", run, reason)
         return {}
     found = {}
     for name in available(runtime.names):
         if get(name).runs == "onnx":
             batches = data.eval_batches(dataset.test, dataset, BATCH_SIZE, torch.device("cpu"))
-            predicted = predictions(run / "model.onnx", (images for images, _ in batches), name)
+            try:
+                predicted = predictions(run / "model.onnx", (images for images, _ in batches), name)
+            except Exception as error:  # the latency that was measured is not to be lost
+                log.warning("runtime %s gives no accuracy: %s", name, one_line(error, named=True))
+                continue
             found[name] = top1(predicted, dataset.test.labels)
     return found
 

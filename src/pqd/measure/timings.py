@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from pqd.config import RuntimeConfig
+from pqd.errors import UserError, one_line
 from pqd.measure.cpu import cores, pinned, thread_counts
 from pqd.measure.graph import macs
 from pqd.measure.peak import int8_peak_gops
 from pqd.measure.protocol import Blocks, Call, interleave, summarize
 from pqd.measure.quiet import Others, one_at_a_time
-from pqd.runtimes import Array, Runtime, available, get
+from pqd.runtimes import Array, Runtime, get
 
 log = logging.getLogger(__name__)
 
@@ -22,14 +23,22 @@ MAX_OTHERS = 0.05  # of the cores' time: others take more than this, and a figur
 
 
 class Latencies(list[dict[str, Any]]):
-    """Rows as in `result.json`, `final.latency`, and the peak that INT8 rows are compared with.
+    """Rows as in `result.json`, `final.latency`, and what they do not say.
 
     Attributes:
         int8_peak_gops: what `pqd.measure.peak.int8_peak_gops` measured on one thread beside INT8
             rows, the highest; None without such rows.
+        failed: by runtime, why its measurement failed, in one line. Some of its rows may be there.
+            Measured again, it may succeed: what failed is not to be kept as final.
+        left_out: by runtime, why it cannot be used here at all, in one line.
     """
 
-    int8_peak_gops: float | None = None
+    def __init__(self) -> None:
+        """Starts without rows."""
+        super().__init__()
+        self.int8_peak_gops: float | None = None
+        self.failed: dict[str, str] = {}
+        self.left_out: dict[str, str] = {}
 
 
 def latency(
@@ -42,8 +51,8 @@ def latency(
 
     The models of one runtime, thread count and batch size are measured interleaved (see
     `pqd.measure.protocol`) on pinned threads and random images, and no other job of pqd measures
-    on this machine meanwhile. A runtime that is not usable here, or that fails, is said so in the
-    log and left out.
+    on this machine meanwhile. Why a runtime is left out or fails stands in what is returned and in
+    the log.
 
     Args:
         models: ONNX files by name; speed-ups are against the one named `dense`.
@@ -56,21 +65,28 @@ def latency(
         A row for every measured model and setting. `speedup` and its interval are None without a
         `dense` model. `others_share` is what others took of the cores meanwhile (see
         `pqd.measure.quiet.Others`); above `MAX_OTHERS` a row is `noisy`. `macs` are those of one
-        image. `int8_peak_share` is the share of the INT8 peak, at as many threads, that the model
-        named `int8` reaches; None for others.
+        image, None where they cannot be counted. `int8_peak_share` is the share of the INT8 peak,
+        at as many threads, that the model named `int8` reaches; None for others.
     """
     networks = {model: module for model, module in (modules or {}).items() if model != "int8"}
     work = {name: macs(path) for name, path in models.items()}
     found = Latencies()
-    for name in available(runtime.names):
+    for name in dict.fromkeys(runtime.names):
         where = get(name)
         given: Mapping[str, Any] = networks if where.runs == "network" else models
-        if not given:
-            log.warning("runtime %s needs the networks themselves, not ONNX files; left out", name)
+        reason = where.unavailable()
+        if not (reason or given):
+            reason = f"runtime {name} needs the networks themselves, not ONNX files"
+        if reason:
+            found.left_out[name] = reason
+            log.warning("%s; left out", reason)
+            continue
         try:
             _add_rows(found, where, given, work, runtime, input_shape)
-        except Exception:  # nothing that was computed before is to be lost
-            log.warning("runtime %s failed and is left out", name, exc_info=True)
+        except Exception as error:  # nothing that was computed before is to be lost
+            found.failed[name] = one_line(error, named=not isinstance(error, UserError))
+            log.warning("runtime %s failed: %s", name, found.failed[name])
+            log.debug("runtime %s failed", name, exc_info=True)
     return found
 
 
@@ -78,7 +94,7 @@ def _add_rows(
     found: Latencies,
     where: Runtime,
     given: Mapping[str, Any],
-    work: Mapping[str, int],
+    work: Mapping[str, int | None],
     runtime: RuntimeConfig,
     input_shape: tuple[int, int, int],
 ) -> None:
@@ -92,7 +108,7 @@ def _add_rows(
         if peak and threads == 1:
             found.int8_peak_gops = max(peak, found.int8_peak_gops or 0)
         for model, figures in summarize(times, runtime).items():
-            gops = 2 * batch_size * work[model] / (figures["p50_ms"] * 1e6)
+            gops = 2 * batch_size * (work[model] or 0) / (figures["p50_ms"] * 1e6)
             row = {
                 "runtime": where.name,
                 "version": where.version(),
@@ -104,7 +120,7 @@ def _add_rows(
                 "others_share": others,
                 "macs": work[model],
                 "float_compute_nodes": nodes[model],
-                "int8_peak_share": gops / peak if peak and model == "int8" else None,
+                "int8_peak_share": gops / peak if gops and peak and model == "int8" else None,
             }
             row["noisy"] |= others is not None and others > MAX_OTHERS
             found.append(row)

@@ -24,6 +24,7 @@ MOVES = {
     "Reshape",
     "Shape",
     "Slice",
+    "Split",
     "Squeeze",
     "Transpose",
     "Unsqueeze",

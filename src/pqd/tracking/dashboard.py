@@ -3,10 +3,10 @@
 import warnings
 from typing import Any
 
-from pqd.errors import UserError
+from pqd.errors import UserError, one_line
 from pqd.report.style import COLOURS
+from pqd.stages import STAGES
 
-STAGES = ("baseline", "prune", "quantize", "distill")
 NAME = "pqd: orders"
 GUIDE = """### Orders compared
 Every point, bar and curve is the mean of one order over its runs; bars show the standard error,
@@ -127,5 +127,5 @@ def create_dashboard(target: str) -> str:
     try:
         return str(built.save().url)
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"W&B did not save the dashboard in {target}: {reason}") from error
+        line = f"W&B did not save the dashboard in {target}: {one_line(error)}"
+        raise UserError(line) from error

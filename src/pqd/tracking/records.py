@@ -2,8 +2,12 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pqd.result import DENSE, Final, Result
+from pqd.stages import spell
 
 if TYPE_CHECKING:
     import wandb
@@ -24,31 +28,28 @@ def last_epochs(run: "wandb.Run") -> dict[str, float]:
     return {key.removesuffix("/epoch"): run.summary[key] for key in epochs}
 
 
-def record_result(
-    run: "wandb.Run", result: dict[str, Any], logged: Callable[[str, float], bool]
-) -> None:
+def record_result(run: "wandb.Run", result: Result, logged: Callable[[str, float], bool]) -> None:
     """Writes the summary, and the epochs that are not logged yet.
 
     Args:
         run: an open run.
-        result: a result.json, of a run with any status.
+        result: of a run with any status.
         logged: whether an epoch of a stage was logged while it was trained. The others came from
             the cache or were trained by an earlier process.
     """
-    for record in result["stages"]:
-        history = record.get("history") or []
-        for metrics in history:
-            if not logged(record["stage"], metrics["epoch"]):
-                record_epoch(run, record["stage"], metrics)
-        if history:  # else the summary would be of what was logged last, an earlier epoch perhaps
-            run.summary.update(_named(record["stage"], history[-1]))
-    run.config.update({"config_hash": result.get("config_hash")})
+    for stage in result.stages:
+        for metrics in stage.history:
+            if not logged(stage.stage, metrics["epoch"]):
+                record_epoch(run, stage.stage, metrics)
+        if stage.history:  # else the summary would be of what was logged last, maybe earlier
+            run.summary.update(_named(stage.stage, stage.history[-1]))
+    run.config.update({"config_hash": result.config_hash})
     run.summary.update(
         {
-            "status": result["status"],
-            "reason": result.get("reason") or "",
-            "provenance": result.get("provenance") or {},
-            **final_figures(result.get("final") or {}),
+            "status": result.status,
+            "reason": result.reason or "",
+            "provenance": asdict(result.provenance),
+            **(final_figures(result.final) if result.final else {}),
         }
     )
 
@@ -58,41 +59,43 @@ def _named(stage: str, metrics: dict[str, float]) -> dict[str, float]:
     return {f"{stage}/{key}": value for key, value in metrics.items() if key != "eta_s"}
 
 
-def final_figures(final: dict[str, Any]) -> dict[str, float]:
-    """Flattens `final` of a result.json to the summary's names, `final/...`.
+def final_figures(final: Final) -> dict[str, float]:
+    """Flattens the figures of a completed run to the summary's names, `final/...`.
 
     Latencies without a runtime in the name (ms) are those of the first runtime, thread count and
-    batch size measured: of the final model, or of the dense one (`final/dense_latency_ms_p50`).
+    batch size measured: of the deployed model, or of the dense one (`final/dense_latency_ms_p50`).
     """
-    figures = {key: value for key, value in final.items() if isinstance(value, int | float)}
-    figures |= {f"{name}_bytes": size for name, size in (final.get("sizes") or {}).items()}
-    for runtime, accuracy in (final.get("accuracy_by_runtime") or {}).items():
-        figures[f"accuracy/{runtime}"] = accuracy
-    for row in reversed(final.get("latency") or []):  # of two rows the first one stays
-        place = f"{row['runtime']}_threads{row['threads']}_batch{row['batch_size']}"
-        figures[f"latency_ms_p50/{row['model']}_{place}"] = row["p50_ms"]
-        if row["model"] == "dense":
-            figures["dense_latency_ms_p50"] = row["p50_ms"]
-        elif row["model"] in ("int8", "fp32"):
-            figures |= {f"latency_ms_{q}": row[f"{q}_ms"] for q in ("p50", "p90", "p99")}
-            figures["speedup"] = row["speedup"]
-    return {f"final/{key}": value for key, value in figures.items() if value is not None}
+    figures: dict[str, float | None] = {
+        name: value for name, value in vars(final).items() if isinstance(value, int | float)
+    }
+    figures |= {f"{name}_bytes": size for name, size in final.sizes.items()}
+    figures |= {f"accuracy/{name}": value for name, value in final.accuracy_by_runtime.items()}
+    for row in final.latency:
+        place = f"{row.runtime}_threads{row.threads}_batch{row.batch_size}"
+        figures[f"latency_ms_p50/{row.model}_{place}"] = row.p50_ms
+    dense = next((row for row in final.latency if row.model == DENSE), None)
+    if dense:
+        figures["dense_latency_ms_p50"] = dense.p50_ms
+    if row := final.deployed:
+        figures |= {f"latency_ms_{q}": getattr(row, f"{q}_ms") for q in ("p50", "p90", "p99")}
+        figures["speedup"] = row.speedup
+    return {f"final/{name}": value for name, value in figures.items() if value is not None}
 
 
-def upload_model(run: "wandb.Run", result: dict[str, Any], files: list[Path]) -> None:
+def upload_model(run: "wandb.Run", result: Result, files: list[Path]) -> None:
     """Logs the files of a completed run as a version of the artifact `backbone-dataset`.
 
     The versions are told apart by alias: the order's name, `order-seedN`, `latest`.
     """
-    config = result["config"]
-    order = config["order"]["name"]
+    config, order = result.config, spell(result.order)
+    assert result.final is not None
     _upload(
         run,
         name=f"{config['backbone']['name']}-{config['dataset']['name']}",
         kind="model",
         files=files,
         aliases=[order, f"{order}-seed{config['seed']}", "latest"],
-        metadata={"name": result["name"], **final_figures(result["final"])},
+        metadata={"name": result.name, **final_figures(result.final)},
     )
 
 

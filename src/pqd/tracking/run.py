@@ -15,8 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from pqd.config import Config, LoggerConfig
-from pqd.tracking_records import (
+from pqd.config import BASELINE, Config, LoggerConfig
+from pqd.result import Result
+from pqd.stages import spelled
+from pqd.tracking.records import (
     last_epochs,
     record_epoch,
     record_result,
@@ -57,16 +59,16 @@ class Tracker:
         self._logged.add((stage, metrics["epoch"]))
         self.call(lambda run: record_epoch(run, stage, metrics))
 
-    def finish(self, result: dict[str, Any], files: list[Path]) -> None:
-        """Ends the run with the figures of `result` (result.json) and the files as one artifact.
+    def finish(self, result: Result, files: list[Path]) -> None:
+        """Ends the run with the figures of `result` and the files as one artifact.
 
         Epochs that were not logged, because the stage came from the cache or an earlier process
         trained them, are logged from the result: the curves are always whole.
         """
         self.call(lambda run: record_result(run, result, self._is_logged))
-        if result["status"] == "completed":
+        if result.status == "completed":
             self.call(lambda run: upload_model(run, result, files))
-        self.close(exit_code=0 if result["status"] == "completed" else 1)
+        self.close(exit_code=0 if result.status == "completed" else 1)
 
     def call(self, function: "Callable[[wandb.Run], object]") -> None:
         """Has the function called with the run, after everything asked for before."""
@@ -139,7 +141,7 @@ def start(config: Config, output_dir: Path, name: str) -> Tracker:
     return _track(
         config.logger,
         output_dir.resolve(),
-        ["baseline", *config.order.stages],
+        [BASELINE, *(stage.name for stage in spelled(config.order.name))],
         name=name,
         group=config.logger.group or _sweep_of(output_dir),
         job_type="compress",
@@ -148,20 +150,20 @@ def start(config: Config, output_dir: Path, name: str) -> Tracker:
     )
 
 
-def log_sweep(config: Config, sweep_dir: Path, report: "Report") -> None:
+def log_sweep(logger: LoggerConfig, sweep_dir: Path, report: "Report") -> None:
     """Logs a sweep as one summary run: the table `frontier`, plots, the verdict, the report.
 
     Args:
-        config: of any of the sweep's jobs.
+        logger: of any of the sweep's jobs.
         sweep_dir: the sweep's folder; its report.html, report.md and points.csv are uploaded.
         report: what the report says.
     """
     tracker = _track(
-        config.logger,
+        logger,
         sweep_dir.resolve(),
         [],
         name=f"{sweep_dir.resolve().name} summary",
-        group=config.logger.group or sweep_dir.resolve().name,
+        group=logger.group or sweep_dir.resolve().name,
         job_type="sweep-summary",
         tags=["summary"],
         config={"sweep": sweep_dir.resolve().name},

@@ -1,0 +1,136 @@
+"""Between Hydra and the user: one clear line for a user's mistake, and exit codes."""
+
+import errno
+import io
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pqd import keys, result
+from pqd.errors import UserError, choices, one_line
+from pqd.result import Result
+from pqd.sweep import finish
+from pqd.sweep.finish import print_error
+
+# What the machine refuses, and the user can mend.
+_REFUSALS = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+}
+
+_job_failed = False
+
+
+def launch(main: Callable[[], Any]) -> None:
+    """Runs Hydra's main, ends a sweep with its report, and exits; 0 only if all went well."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors arrive here rather than printed by Hydra
+    signal.signal(signal.SIGTERM, _stop)
+    _print_what_can_be_printed()
+    code = 1
+    try:
+        main()
+        code = 0
+    except KeyboardInterrupt:
+        print_error("interrupted; finished stages are kept, the same command goes on from them")
+        code = 130
+    except Exception as error:
+        line = mistake(error)
+        if line is None and _is_foreign(error):
+            line = one_line(error)
+        if line is None:
+            raise
+        print_error(line)
+    finally:
+        complete = finish.finish(interrupted=code == 130)
+    sys.exit(code or int(_job_failed or not complete))
+
+
+def mistake(error: BaseException) -> str | None:
+    """Returns what to tell the user of an error, None if it is a bug of ours."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        return str(choices(group, option, error.options))
+    if isinstance(error, CompactHydraException | OmegaConfBaseException):
+        cause = error.__cause__
+        text = f"{error}. {cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
+        return keys.explained(text) or " ".join(text.split())
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
+        return one_line(error)
+    return None
+
+
+@contextmanager
+def job(cfg: DictConfig) -> Iterator[None]:
+    """Around one job: a user's mistake is one line, and never without a `result.json`.
+
+    Errors do not reach Hydra, which would print more, but for our own bugs. Relative paths are
+    meant from where the user started the command, also with `hydra.job.chdir=true`.
+    """
+    global _job_failed
+    hydra = HydraConfig.get()
+    _print_what_can_be_printed()  # in a process of a launcher's, too
+    with suppress(OSError):  # on another machine
+        os.chdir(hydra.runtime.cwd)
+    try:
+        yield
+    except Exception as error:
+        line = mistake(error)
+        if line is None:
+            raise
+        print_error(line)
+        _job_failed = True
+        _record(Path(hydra.runtime.output_dir), cfg, line)
+    if hydra.mode == RunMode.MULTIRUN:
+        with finish.harmless("the sweep's report"):
+            finish.report_meanwhile(Path(hydra.sweep.dir).absolute())
+
+
+def _record(folder: Path, cfg: DictConfig, line: str) -> None:
+    """Writes down why a job failed, where the run could not: not started, or no space left."""
+    try:
+        found = result.read(folder)
+    except FileNotFoundError:
+        config = OmegaConf.to_container(cfg)
+        assert isinstance(config, dict)
+        found = Result(folder.name, "running", {str(key): value for key, value in config.items()})
+    except (OSError, ValueError):
+        return  # another program's
+    if found.status == "running":
+        try:
+            result.write(folder, replace(found, status="failed", reason=line))
+        except OSError as error:
+            print_error(f"the failure is not on record: {one_line(error)}")
+
+
+def _is_foreign(error: BaseException) -> bool:
+    """Whether none of our code took part: Hydra refused the command line, a file or a folder."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][1:]  # without `launch`
+    modules = {str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames}
+    return modules.isdisjoint({"pqd", "hydra_plugins"})
+
+
+def _stop(*_: int | FrameType | None) -> NoReturn:
+    """Takes SIGTERM as Ctrl-C, or else joblib's workers would train on without us."""
+    raise KeyboardInterrupt("stopped by SIGTERM")
+
+
+def _print_what_can_be_printed() -> None:
+    """Has characters that the terminal's encoding lacks replaced, rather than fail a run."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
