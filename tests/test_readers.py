@@ -7,12 +7,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
+from pqd.measure.runtimes import open_session
 
 import odd_nets
 from nets import PreActivation, Residual, images, traced
 from pqd.constraints.placement import insert_fake_quants
 from pqd.export.onnx_file import write_onnx
-from pqd.measure.runtimes import open_session
 from pqd.stages.quantize import calibrate
 
 
