@@ -390,10 +390,9 @@ class TestDoubts:
         self.spoil(monkeypatch, 0.03)
         record = run(tmp_path, "q")
         (warning,) = record["warnings"]
-        share = f"{record['final']['agreement']:.2f}"
-        assert warning == (
-            f"model.onnx in ONNX Runtime classifies {share} % of the test images as the network does"
-        )
+        share = f"{record['final']['agreement']:.2f} %"
+        expected = f"classifies {share} of the test images as the network does"
+        assert warning == f"model.onnx in ONNX Runtime {expected}"
         assert record["status"] == "completed"
 
     def test_a_large_one_fails_the_run_and_keeps_all(self, tmp_path, monkeypatch):
