@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from pqd.tracking import dashboard
 from pqd.errors import UserError
 from pqd.stages import STAGES
+from pqd.tracking import dashboard
 from pqd.tracking.records import final_figures
 from report_runs import result
 

@@ -202,7 +202,7 @@ def test_a_launcher_that_launches_nothing_is_one_line(sweep):
         def launch(self, *_, **__):
             raise FileNotFoundError("no sbatch\nhere")
 
-    with pytest.raises(UserError, match="no job .* in .*/sweep; FileNotFoundError: no sbatch h"):
+    with pytest.raises(UserError, match=r"no job .* in .*/sweep; FileNotFoundError: no sbatch h"):
         sweep(Broken())
     assert finish._jobs == []  # so nothing more is said of them
 

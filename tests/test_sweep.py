@@ -1,6 +1,5 @@
 """The end of a sweep: which jobs count, who is named, and what must not fail it."""
 
-import json
 import logging
 import os
 import time

@@ -93,18 +93,18 @@ def _members(kind: Any) -> dict[str, Any]:
 
 def _unknown(cfg: DictConfig, kind: Any, prefix: str) -> Iterator[str]:
     members = _members(kind)
-    for name in cfg:
+    for name in map(str, cfg):
         key, node = f"{prefix}{name}", cfg._get_node(name)
         if name not in members:
             yield from _leaves(key, node)
-        elif is_dataclass(members[str(name)]) and isinstance(node, DictConfig):
-            yield from _unknown(node, members[str(name)], f"{key}.")
+        elif is_dataclass(members[name]) and isinstance(node, DictConfig):
+            yield from _unknown(node, members[name], f"{key}.")
 
 
 def _leaves(key: str, node: Any) -> Iterator[str]:
     """The keys that were added: of a group, those in it."""
     if isinstance(node, DictConfig) and len(node):
-        for name in node:
+        for name in map(str, node):
             yield from _leaves(f"{key}.{name}", node._get_node(name))
     else:
         yield key

@@ -27,7 +27,7 @@ _report_seconds = 0.0  # what this process's last report took
 
 
 class RememberFolder(Callback):
-    """Notes the folder of a run or sweep, which Hydra tells nobody else in the launching process."""
+    """Notes the folder of a run or sweep, which Hydra tells nobody else in this process."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Called before the folder is made."""

@@ -77,9 +77,9 @@ def final_figures(final: Final) -> dict[str, float]:
     dense = next((row for row in final.latency if row.model == DENSE), None)
     if dense:
         figures["dense_latency_ms_p50"] = dense.p50_ms
-    if row := final.deployed:
-        figures |= {f"latency_ms_{q}": getattr(row, f"{q}_ms") for q in ("p50", "p90", "p99")}
-        figures["speedup"] = row.speedup
+    if deployed := final.deployed:
+        figures |= {f"latency_ms_{q}": getattr(deployed, f"{q}_ms") for q in ("p50", "p90", "p99")}
+        figures["speedup"] = deployed.speedup
     return {f"final/{name}": value for name, value in figures.items() if value is not None}
 
 
