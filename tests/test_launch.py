@@ -9,11 +9,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 
 import pqd.sweep.launch  # noqa: F401
 from pqd import files, result
+from pqd.errors import UserError
 from pqd.sweep import finish
 
 launch = sys.modules["pqd.sweep.launch"]  # the module; the package has the function
@@ -157,6 +162,30 @@ def test_a_file_without_space_is_named(tmp_path):
         full(None)
     assert caught.value.filename == str(tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("failing", "objective"), [(False, 98.5), (True, None)])
+def test_what_sweepers_that_optimize_get(tmp_path, monkeypatch, failing, objective):
+    """The accuracy of the deployed network."""
+
+    def run(settings, folder):
+        if failing:
+            raise UserError("the images are gone")
+        final = result.Final(dense_accuracy=99.0, accuracy=98.5, sparsity=0.0)
+        return result.Result("a run", "completed", {}, final=final)
+
+    places = SimpleNamespace(cwd=str(tmp_path), output_dir=str(tmp_path))
+    fake = SimpleNamespace(mode=RunMode.RUN, runtime=places)
+    monkeypatch.setattr(HydraConfig, "get", lambda: fake)
+    monkeypatch.setattr("pqd.pipeline.run", run)
+    monkeypatch.setattr(launch, "_job_failed", False)
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    monkeypatch.chdir(ROOT)
+    main = runpy.run_path(str(ROOT / "train.py"), run_name="train")["main"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("config", [*TINY])
+    assert main(cfg) == objective
+    assert launch._job_failed == failing
 
 
 def test_sigterm_is_not_called_ctrl_c():
