@@ -44,6 +44,18 @@ class Shuffle(Odd):
         return x
 
 
+class Ghost(Odd):
+    """GhostNet's module: half of the channels from the others, and a slice that takes them all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.primary, self.cheap = block(16, 8), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+
+    def middle(self, x: Tensor) -> Tensor:
+        primary = self.primary(x)
+        return torch.cat([primary, torch.relu(self.cheap(primary))], 1)[:, :16] + x
+
+
 class Mixed(Odd):
     """Joins a ReLU6's values with some of both signs, which a sum reads as well."""
 

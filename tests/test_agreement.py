@@ -3,6 +3,7 @@
 import copy
 from collections import Counter
 
+import onnx
 import pytest
 import torch
 from torch import fx, nn
@@ -23,6 +24,10 @@ from pqd.stages.quantize import calibrate
 EXPECTED = {
     odd_nets.Shuffle: (
         {"x": 1, "stem_2": 3, "last_2": 1, "pool": 1},
+        {},
+    ),
+    odd_nets.Ghost: (
+        {"x": 1, "stem_2": 1, "primary_2": 2, "add": 1, "last_2": 1, "pool": 1},
         {},
     ),
     odd_nets.Mixed: (
@@ -112,6 +117,18 @@ class TestKinds:
         assert (own.argmax(1) == classes).float().mean() > 0.5  # classes are worth comparing
         theirs = torch.from_numpy(usable(runtime).open(path, 1)(images.numpy()))
         assert (own.argmax(1) == theirs.argmax(1)).float().mean() >= 0.995
+
+    def test_only_layers_are_followed_by_a_quantizer_twice(self, path):
+        nodes = onnx.load(path).graph.node
+        made = {output: node for node in nodes for output in node.output}
+        again = [
+            made[made[node.input[0]].input[0]].input[0]
+            for node in nodes
+            if node.op_type == "QuantizeLinear"
+            and node.input[0] in made
+            and made[node.input[0]].op_type == "DequantizeLinear"
+        ]
+        assert {made[name].op_type for name in again} <= {"Conv", "Gemm"}
 
     def test_what_onnxruntime_computes_in_float(self, kind, path):
         floats = [

@@ -44,7 +44,11 @@ def line_for(*overrides):
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda v: v)
 def test_every_option_composes(group, option):
     group, _, folder = group.partition("/")
-    extra = ["backbone.name=resnet10t"] if option == "timm" else []
+    needed = {
+        "timm": ["backbone.name=resnet10t"],
+        "custom": ["backbone.builder=my.module.build", "backbone.name=mine"],
+    }
+    extra = needed.get(option, [])
     name = f"{folder}/{option}" if folder else option
     if group == "hydra":
         with initialize_config_dir(str(CONF), version_base="1.3"):

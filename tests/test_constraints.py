@@ -59,6 +59,23 @@ class TestMasks:
         set_masks(layer, 0.37, "global")
         assert int((layer.weight == 0).sum()) == 37
 
+    def test_a_layer_that_would_lose_everything_keeps_a_weight_per_output(self):
+        model = nn.Sequential(nn.Linear(4, 10), nn.Linear(10, 3))
+        model[0].weight.data = torch.arange(1.0, 41.0).view(10, 4)
+        model[1].weight.data = torch.linspace(0.01, 0.3, 30).view(3, 10)
+        attach_masks(layers(model))
+        set_masks(model, 0.5, "global")
+        zeros = [int((m.weight == 0).sum()) for m in layers(model)]
+        assert zeros == [8, 27]
+        assert torch.equal(model[1].weight.nonzero(), torch.tensor([[0, 9], [1, 9], [2, 9]]))
+
+    def test_what_no_weight_is_left_of_is_named(self, caplog):
+        model = nn.Sequential(nn.Linear(4, 10), nn.Linear(10, 3))
+        attach_masks(layers(model))
+        set_masks(model, 0.99, "global")
+        assert sparsity(model) == 69 / 70
+        assert "sparsity 0.99 leaves no weight in " in caplog.text
+
     def test_what_is_pruned_stays_pruned(self):
         layer = nn.Linear(100, 10)
         attach_masks([layer])

@@ -75,7 +75,7 @@ class TestStage:
         assert found.name == "tiny_digits_pxq_s0.75_w7_seed0"
         assert found.final.agreement >= 99.5
         assert {row.runtime for row in found.final.latency} == {"toy_runtime"}
-        assert set(found.final.accuracy_by_runtime) == {"onnxruntime", "toy_runtime"}
+        assert set(found.final.accuracy_by_runtime) == {"toy_runtime"}
         assert "toy_loss" in found.stages[2].history[0]
 
         network = load_network(tmp_path / "run")

@@ -55,7 +55,8 @@ def _tiny_backbone(monkeypatch):
 def unmeasured(monkeypatch):
     """Leaves export and measurement out."""
     monkeypatch.setattr(artifact, "make_dense", lambda subject, folder: _touch(folder))
-    monkeypatch.setattr(artifact, "make", lambda subject, dense, runtime, folder: _touch(folder))
+    monkeypatch.setattr(artifact, "make", lambda subject, dense, folder: _touch(folder))
+    monkeypatch.setattr(artifact, "figures", lambda subject, dense, made, runtime: {})
     monkeypatch.setattr(pipeline, "stage_table", lambda found: found.name)
 
 
@@ -368,3 +369,57 @@ class TestMistakes:
         train = TrainConfig(device="cuda")
         with pytest.raises(UserError, match=r"train.device=cuda, but this machine has no CUDA"):
             run(tmp_path, "p", train=train)
+
+
+class TestDoubts:
+    """What is deployed is compared with what was trained, and a difference is not kept quiet."""
+
+    def spoil(self, monkeypatch, share):
+        """Makes every runtime misclassify a share of the test images."""
+        right = artifact.Subject.predictions
+
+        def predictions(self, model, runtime="onnxruntime"):
+            classes = right(self, model, runtime)
+            if model.name == artifact.MODEL:
+                classes[: round(share * len(classes))] += 1
+            return classes
+
+        monkeypatch.setattr(artifact.Subject, "predictions", predictions)
+
+    def test_a_small_one_is_a_warning(self, tmp_path, monkeypatch):
+        self.spoil(monkeypatch, 0.03)
+        record = run(tmp_path, "q")
+        (warning,) = record["warnings"]
+        share = f"{record['final']['agreement']:.2f}"
+        assert warning == (
+            f"model.onnx in ONNX Runtime classifies {share} % of the test images as the network does"
+        )
+        assert record["status"] == "completed"
+
+    def test_a_large_one_fails_the_run_and_keeps_all(self, tmp_path, monkeypatch):
+        self.spoil(monkeypatch, 0.1)
+        with pytest.raises(UserError, match="the files are kept, but this is not the network"):
+            run(tmp_path, "q")
+        record = json.loads((tmp_path / "run/result.json").read_text())
+        assert record["status"] == "failed"
+        assert record["final"]["agreement"] == pytest.approx(90, abs=0.5)
+        assert (tmp_path / "run/model.onnx").exists()
+
+    def test_what_could_not_be_measured_is_measured_by_the_next_run(self, tmp_path, monkeypatch):
+        failing = artifact.measure.latency
+
+        def fail(*arguments, **options):
+            found = failing(*arguments, **options)
+            found.clear()
+            found.failed["onnxruntime"] = "no space"
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(artifact.measure, "latency", fail)
+            record = run(tmp_path, "")
+        assert record["final"]["latency"] == []
+        assert record["warnings"] == ["not everything could be measured: onnxruntime: no space"]
+        again = run(tmp_path, "", "again")
+        assert again["warnings"] == []
+        assert {row["model"] for row in again["final"]["latency"]} == {"dense", "fp32"}
+        assert [stage["cached"] for stage in again["stages"]] == [True]

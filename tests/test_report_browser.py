@@ -92,7 +92,7 @@ def test_a_click_on_a_header_sorts(page, reports):
     page.run(click.format("mean"))
     assert orders(page)[:3] == ["q", "dense", "d"]
     page.run(click.format("size"))
-    assert orders(page)[:3] == ["qdp", "dqp", "dpq"]
+    assert orders(page)[:3] == ["dqp", "qdp", "dpq"]  # of equal ones the more accurate
     assert sorted(orders(page)) == sorted(before)
 
 

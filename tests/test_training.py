@@ -359,7 +359,7 @@ def test_divergence_names_epoch_and_rate_and_keeps_the_last_good_checkpoint(tmp_
 
     with pytest.raises(UserError, match=r"loss became nan in epoch 3 of 4, at .* rate 0\.0") as e:
         train(network(), loss=diverging, before_step=before_step, checkpoint=path)
-    assert "highest 0.2" in str(e.value)
+    assert "try lr=0.05 rather than 0.2" in str(e.value)
     assert len(torch.load(path, weights_only=True)["history"]) == 2
 
 

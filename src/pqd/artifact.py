@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
@@ -14,16 +15,20 @@ from pqd.config import RuntimeConfig
 from pqd.constraints import constraints
 from pqd.constraints.mask import sparsity
 from pqd.data import Dataset, eval_batches
+from pqd.errors import UserError, one_line
 from pqd.export.onnx_file import write_onnx
 from pqd.networks import RECIPE, WEIGHTS, load_network
 from pqd.package import pack
-from pqd.result import DENSE, FP32, INT8, PRUNED, now
+from pqd.result import DENSE, FP32, INT8, PRUNED, Final, now
 from pqd.runtimes import REFERENCE, available, get
 
-VERSION = 5  # raise it when a code change alters a file or a figure
+VERSION = 6  # raise it when a code change alters a file or a figure
 BATCH_SIZE = 250
 MODEL, PACKAGE = "model.onnx", "model.pqd"
 DENSE_MODEL, PRUNED_MODEL = "dense.onnx", "pruned.onnx"
+SHIPPED = (MODEL, PACKAGE, PRUNED_MODEL, WEIGHTS, RECIPE)  # to a run's folder, where they are made
+DOUBTFUL, DIFFERENT = 99.5, 95.0  # agreement, %: below, a run warns or fails
+PREDICTIONS = "predictions.npy"  # the network's own classes of the test images, int64 [N]
 
 _CPU = torch.device("cpu")
 
@@ -44,7 +49,7 @@ class Subject:
             runtimes: what is measured in; the versions of others do not count.
         """
         machine = measure.machine()
-        used = {"torch", "onnx", REFERENCE, *runtimes}
+        used = {"torch", "onnx", *(get(name).package for name in (REFERENCE, *runtimes))}
         versions = {name: v for name, v in machine["versions"].items() if name in used}
         return {
             "version": VERSION,
@@ -93,18 +98,22 @@ def make_dense(subject: Subject, folder: Path) -> dict[str, Any]:
         folder: exists.
 
     Returns:
-        `dense_accuracy` over the test split in %, and `macs` per image.
+        `dense_accuracy` over the test split and `dense_agreement` with the network, in %, and
+        `macs` per image.
     """
-    subject.write(load_network(subject.folder), folder / DENSE_MODEL)
+    network = load_network(subject.folder)
+    subject.write(network, folder / DENSE_MODEL)
     _copy_network(subject, folder)
+    predicted = subject.predictions(folder / DENSE_MODEL)
     return {
-        "dense_accuracy": subject.accuracy(subject.predictions(folder / DENSE_MODEL)),
+        "dense_accuracy": subject.accuracy(predicted),
+        "dense_agreement": measure.top1(predicted, training.predict(network, subject.batches())),
         "macs": measure.macs(folder / DENSE_MODEL),
     }
 
 
-def make(subject: Subject, dense: Path, runtime: RuntimeConfig, folder: Path) -> dict[str, Any]:
-    """Writes the files of an artifact and measures them.
+def make(subject: Subject, dense: Path, folder: Path) -> dict[str, Any]:
+    """Writes the files of an artifact and finds out what they are worth.
 
     `model.onnx` is the compressed network and `model.pqd` its package; `pruned.onnx` (where the
     order prunes and quantizes) is the sparse network in FP32, for comparison in the same runtime;
@@ -113,48 +122,120 @@ def make(subject: Subject, dense: Path, runtime: RuntimeConfig, folder: Path) ->
     Args:
         subject: the compressed network.
         dense: a folder filled by `make_dense`.
-        runtime: what to measure in.
         folder: exists.
 
     Returns:
-        The figures, as `final` in `result.json` but for those of `make_dense`; `measured` says on
-        which machine and when, as the cache may hand them to a run on another one, later.
+        Accuracies, agreement, sparsity and sizes, as in `pqd.result.Final`.
     """
     network = load_network(subject.folder)
-    in_float = [constraint.in_float for constraint in constraints(network)]
-    kind = FP32 if all(in_float) else INT8
-    networks = {DENSE: load_network(dense), kind: network}
-    files = {DENSE: dense / DENSE_MODEL, kind: folder / MODEL}
     subject.write(network, folder / MODEL)
-    if kind == INT8 and any(in_float):
-        networks[PRUNED] = load_network(subject.folder, quantized=False)
-        files[PRUNED] = folder / PRUNED_MODEL
-        subject.write(networks[PRUNED], folder / PRUNED_MODEL)
+    in_float = [constraint.in_float for constraint in constraints(network)]
+    if any(in_float) and not all(in_float):
+        subject.write(load_network(subject.folder, quantized=False), folder / PRUNED_MODEL)
     pack(folder / MODEL, folder / PACKAGE)
     _copy_network(subject, folder)
-
     own = training.predict(network, subject.batches())
-    runtimes = [name for name in available(runtime.names) if get(name).runs == "onnx"]
-    predicted = {
-        name: subject.predictions(folder / MODEL, name) for name in sorted({REFERENCE, *runtimes})
-    }
-    accuracies = {name: subject.accuracy(classes) for name, classes in predicted.items()}
-    latency = measure.latency(files, runtime, subject.shape, modules=networks)
-    measured = {"started": now(), "int8_peak_gops": latency.int8_peak_gops}
+    np.save(folder / PREDICTIONS, own.numpy())
+    predicted = subject.predictions(folder / MODEL)
     return {
-        "accuracy": accuracies[REFERENCE],
+        "accuracy": subject.accuracy(predicted),
         "network_accuracy": subject.accuracy(own),
-        "agreement": measure.top1(predicted[REFERENCE], own),
-        "accuracy_by_runtime": accuracies,
+        "agreement": measure.top1(predicted, own),
         "sparsity": sparsity(network),
         "parameters": sum(p.numel() for p in network.parameters()),
         "sizes": measure.sizes(
             folder / MODEL, folder / PACKAGE, dense / DENSE_MODEL, dense / WEIGHTS
         ),
-        "latency": latency,
         "dataset": subject.dataset.fingerprint,
+    }
+
+
+class Incomplete(Exception):
+    """Some figures could not be measured; another try may succeed.
+
+    Attributes:
+        figures: what was measured.
+        reasons: why the others were not, by runtime.
+    """
+
+    def __init__(self, figures: dict[str, Any], reasons: dict[str, str]) -> None:
+        """Takes both."""
+        super().__init__("; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
+        self.figures, self.reasons = figures, reasons
+
+
+def figures(subject: Subject, dense: Path, made: Path, runtime: RuntimeConfig) -> dict[str, Any]:
+    """Measures an artifact in each runtime.
+
+    Args:
+        subject: as given to `make`.
+        dense: a folder filled by `make_dense`.
+        made: a folder filled by `make`.
+        runtime: what to measure in.
+
+    Returns:
+        Accuracies, agreements and latencies, as in `pqd.result.Final`; `measured` says on which
+        machine and when, as the cache may hand them to a run on another one, later.
+
+    Raises:
+        Incomplete: a runtime failed.
+    """
+    network = load_network(made)
+    kind = FP32 if all(constraint.in_float for constraint in constraints(network)) else INT8
+    models = {DENSE: dense / DENSE_MODEL, kind: made / MODEL}
+    networks = {DENSE: load_network(dense), kind: network}
+    if (made / PRUNED_MODEL).exists():
+        models[PRUNED] = made / PRUNED_MODEL
+        networks[PRUNED] = load_network(made, quantized=False)
+    accuracies, agreements, failed = {}, {}, {}
+    own = np.load(made / PREDICTIONS)
+    for name in available(runtime.names):
+        if get(name).runs == "onnx":
+            try:
+                predicted = subject.predictions(made / MODEL, name)
+            except Exception as error:  # of other people's code; what is made is made
+                failed[name] = one_line(error, named=True)
+                continue
+            accuracies[name] = subject.accuracy(predicted)
+            agreements[name] = measure.top1(predicted, own)
+    latency = measure.latency(models, runtime, subject.shape, modules=networks)
+    measured = {"started": now(), "int8_peak_gops": latency.int8_peak_gops}
+    found = {
+        "accuracy_by_runtime": accuracies,
+        "agreement_by_runtime": agreements,
+        "latency": list(latency),
         "measured": measure.provenance() | measured,
     }
+    if failed := failed | latency.failed:
+        raise Incomplete(found, failed)
+    return found
+
+
+def doubts(final: Final, images: int) -> list[str]:
+    """Returns in which way what is deployed is not what was trained, a line for each.
+
+    Args:
+        final: the figures of a run.
+        images: of the test split; of few images a single one is a larger share.
+
+    Raises:
+        UserError: they differ so much that the figures are of another network.
+    """
+    agreements: dict[str, float | None] = {
+        f"{MODEL} in {get(name).title}": found for name, found in final.agreement_by_runtime.items()
+    }
+    agreements |= {f"{DENSE_MODEL} in {get(REFERENCE).title}": final.dense_agreement}
+    agreements |= {f"{MODEL} in {get(REFERENCE).title}": final.agreement}
+    doubtful = []
+    for name, agreement in agreements.items():
+        if agreement is None or (100 - agreement) * images < 150:  # less than two images
+            continue
+        line = f"{name} classifies {agreement:.2f} % of the test images as the network does"
+        if agreement < DIFFERENT:
+            raise UserError(f"{line}; the files are kept, but this is not the network trained")
+        if agreement < DOUBTFUL:
+            doubtful.append(line)
+    return doubtful
 
 
 def _copy_network(subject: Subject, folder: Path) -> None:

@@ -89,10 +89,10 @@ class RuntimeConfig:
     names: list[str] = option([REFERENCE], choices=lambda: RUNTIMES)
     threads: list[int] = option([1, 0], low=0)  # 0 is all cores; equal counts are measured once
     batch_sizes: list[int] = option([1], low=1)
-    min_calls: int = option(200, low=1)  # timed calls per model at least,
-    min_seconds: float = option(3.0, low=0)  # and timed seconds, over all blocks
-    blocks: int = option(10, low=1)
-    max_interval: float = option(0.1, low=0)  # a relatively wider 95 % interval is noisy
+    min_calls: int = option(200, low=1, high=1_000_000)  # timed calls per model at least,
+    min_seconds: float = option(3.0, low=0, high=3600)  # and timed seconds, over all blocks
+    blocks: int = option(10, low=1, high=1000)
+    max_interval: float = option(0.1, above=0)  # a relatively wider 95 % interval is noisy
     seed: int = option(0, low=0)  # of the order of the blocks and of the bootstrap
 
 

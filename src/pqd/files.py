@@ -16,8 +16,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Several processes may replace one file at once: readers see one of the contents, whole.
 
     Raises:
-        OSError: the folder cannot be written to, or the disk is full; `path` stays as it was, and
-            is named.
+        OSError: the folder cannot be written to, or the disk is full; it names `path`, which stays
+            as it was.
     """
     temporary = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}.part")
     try:
@@ -29,8 +29,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError):
-            error.filename = str(path)  # Python does not know in which file there is no space left
+        if isinstance(error, OSError) and str(error.filename or temporary) == str(temporary):
+            error.filename = str(path)  # of a full disk the system names no file
         raise
 
 
@@ -52,10 +52,7 @@ def read_json(path: Path) -> dict[str, Any]:
         OSError: the file cannot be read.
         ValueError: it holds no JSON object.
     """
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    content = json.loads(path.read_text("utf-8"))
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no JSON object")
     return content

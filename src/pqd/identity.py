@@ -65,20 +65,22 @@ def wanted(config: Config) -> list[str]:
     sweep exactly where those are (two spellings of one setting apart).
 
     Returns:
-        One name for each of the baseline, the stages, the exported baseline and the artifact;
+        One name for each of the baseline, the stages, the exported baseline, the artifact and its
+        figures;
         none with the cache off, where jobs share nothing.
     """
     if not config.cache.enabled:
         return []
     trained = list(stage_keys(config, None).values())
-    artifact = key_of(figures_of(config) | {"network": trained[-1]})
-    names = [*trained, key_of({"dense": trained[0]}), artifact]
+    artifact = key_of({"network": trained[-1], "order": config.order.name})
+    figures = key_of({"artifact": artifact} | figures_of(config))
+    names = [*trained, key_of({"dense": trained[0]}), artifact, figures]
     return [f"{config.cache.dir}/{name}" for name in names]
 
 
 def figures_of(config: Config) -> dict[str, Any]:
-    """Returns what the artifact and its figures depend on besides the networks."""
-    return options.selected(config, kinds=[Decides.FIGURES]) | {"order": config.order.name}
+    """Returns what the figures of an artifact depend on besides the artifact."""
+    return options.selected(config, kinds=[Decides.FIGURES])
 
 
 def run_hash(config: Config) -> str:

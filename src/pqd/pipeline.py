@@ -21,7 +21,7 @@ from pqd.identity import figures_of, stage_keys
 from pqd.measure import provenance
 from pqd.progress import show, stage_table
 from pqd.result import Final, Provenance, Result, StageResult
-from pqd.stages import STAGES, Stage, spelled
+from pqd.stages import NO_STAGES, STAGES, Stage, spelled
 from pqd.trainer import Trainer
 
 FIGURES = "record.json"  # of a cache entry
@@ -90,13 +90,13 @@ class _Run:
         self.found.provenance = Provenance(**provenance() | trained, precision=precision)
         for kind in self.order:
             for note in kind.notes(self.config):
-                log.warning("%s", note)
+                self._warn(note)
         last: Entry | None = None
         for kind in self.order:
             with naming(f"stage {kind.name}"):
                 last = self.stage(kind, last)
         assert last is not None
-        self.measure(last)
+        self.deploy(last)
 
     def stage(self, kind: type[Stage], parent: Entry | None) -> Entry:
         """Returns the entry of a stage that follows `parent`, training it if it is not there."""
@@ -119,31 +119,53 @@ class _Run:
         self.found.stages.append(result.decode(StageResult, figures, str(entry.folder)))
         return entry
 
-    def measure(self, last: Entry) -> None:
-        """Makes and measures the artifact of the network in `last`; copies it to the run."""
-        config, baseline = self.config, self.keys[BASELINE]
-        dense = Subject(
-            self.cache.folder / baseline, self.trainer.dataset, config.backbone.name, "none"
-        )
+    def deploy(self, last: Entry) -> None:
+        """Makes and measures the artifact of the network in `last`; copies it to the run.
+
+        Raises:
+            UserError: what is deployed is not what was trained; the files are kept to find out why.
+        """
+        config, baseline, dataset = self.config, self.keys[BASELINE], self.trainer.dataset
+        dense = Subject(self.cache.folder / baseline, dataset, config.backbone.name, NO_STAGES)
         dense_entry = self._entry(
             "dense",
             key_of({"dense": baseline} | dense.identity(())),
             lambda folder: artifact.make_dense(dense, folder),
         )
         subject = replace(dense, folder=last.folder, order=config.order.name)
-        identity = subject.identity(config.runtime.names) | figures_of(config)
-        entry = self._entry(
+        parents = {"dense": dense_entry.key, "network": last.key}
+        made = self._entry(
             "artifact",
-            key_of({"dense": dense_entry.key, "network": last.key} | identity),
-            lambda folder: artifact.make(subject, dense_entry.folder, config.runtime, folder),
+            key_of(parents | subject.identity(())),
+            lambda folder: artifact.make(subject, dense_entry.folder, folder),
         )
-        figures = _figures(dense_entry) | _figures(entry)
-        self.found.final = result.decode(Final, figures, str(entry.folder))
-        dense_file = dense_entry.folder / artifact.DENSE_MODEL
-        for path in (dense_file, *(p for p in entry.files if p.name != FIGURES)):
-            shutil.copyfile(path, self.folder / path.name)
-            facts = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-            self.found.files[path.name] = facts
+        identity = subject.identity(config.runtime.names)
+        try:
+            measured = _figures(
+                self._entry(
+                    "figures",
+                    key_of({"artifact": made.key} | identity | figures_of(config)),
+                    lambda _: artifact.figures(
+                        subject, dense_entry.folder, made.folder, config.runtime
+                    ),
+                )
+            )
+        except artifact.Incomplete as error:  # not cached: the next run tries again
+            self._warn(f"not everything could be measured: {error}")
+            measured = error.figures
+        found = _figures(dense_entry) | _figures(made) | measured
+        self.found.final = final = result.decode(Final, found, str(made.folder))
+        for path in (dense_entry.folder / artifact.DENSE_MODEL, *made.files):
+            if path.name in (artifact.DENSE_MODEL, *artifact.SHIPPED):
+                shutil.copyfile(path, self.folder / path.name)
+                facts = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+                self.found.files[path.name] = facts
+        for warning in artifact.doubts(final, len(dataset.test)):
+            self._warn(warning)
+
+    def _warn(self, line: str) -> None:
+        log.warning("%s", line)
+        self.found.warnings.append(line)
 
     def _entry(self, label: str, key: str, make: Callable[[Path], dict[str, Any]]) -> Entry:
         """Returns a cache entry whose figures are what `make` returns."""

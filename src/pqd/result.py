@@ -108,7 +108,9 @@ class Final(_Checked):
     sparsity: float
     network_accuracy: float | None = None  # of the same network in PyTorch
     agreement: float | None = None  # share of test images, %, that both classify alike
+    dense_agreement: float | None = None  # the same of dense.onnx and the dense network
     accuracy_by_runtime: dict[str, float] = field(default_factory=dict)
+    agreement_by_runtime: dict[str, float] = field(default_factory=dict)
     macs: int | None = None  # of the dense network, one image
     parameters: int | None = None
     sizes: dict[str, int] = field(default_factory=dict)
@@ -141,6 +143,7 @@ class Result(_Checked):
     final: Final | None = None
     provenance: Provenance = field(default_factory=Provenance)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)  # name: bytes, sha256
+    warnings: list[str] = field(default_factory=list)  # what to know before trusting the figures
     schema: int = SCHEMA
 
 

@@ -153,6 +153,7 @@ class Trainer:
                 settings=self.config.train,
                 epochs=epochs,
                 lr=stage.options.lr,
+                lr_key=f"{stage.name}.lr",
                 seed=stage.context.seed,
                 validate=self.validation_accuracy,
                 before_step=before_step,

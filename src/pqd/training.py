@@ -51,6 +51,7 @@ def fit(
     epochs: int,
     lr: float,
     seed: int,
+    lr_key: str = "lr",
     validate: Callable[[nn.Module], float] | None,
     modules: nn.Module | None = None,
     before_step: Callable[[int], None] = _nothing,
@@ -70,6 +71,7 @@ def fit(
         settings: optimizer, device, precision and compilation.
         epochs: at least 1.
         lr: the highest learning rate, reached at the end of the warm-up.
+        lr_key: what the user calls `lr`, for messages.
         seed: of everything random (order, augmentation, dropout), together with the epoch.
         validate: returns an accuracy in %; called after each epoch.
         modules: further ones that the loss trains, besides the network.
@@ -132,7 +134,7 @@ def fit(
         if not math.isfinite(metrics["loss"]):
             raise UserError(
                 f"the loss became {metrics['loss']} in epoch {epoch + 1} of {epochs}, at learning "
-                f"rate {rate:.3g} (highest {lr:g}); a lower train.lr usually helps"
+                f"rate {rate:.3g}; try {lr_key}={lr / 4:g} rather than {lr:g}"
             )
         if validate is not None:
             metrics["validation_accuracy"] = validate(model)

@@ -1,5 +1,6 @@
 """Unstructured sparsity: a mask on a weight, and where the zeros go."""
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,6 +9,8 @@ from torch import Tensor, fx, nn
 
 from pqd.constraints.base import CONSTRAINTS, Constraint
 from pqd.constraints.parametrization import attach, attached, find
+
+log = logging.getLogger(__name__)
 
 
 class Mask(nn.Module):
@@ -68,6 +71,9 @@ def masks(model: nn.Module) -> dict[str, Mask]:
 def set_masks(model: nn.Module, sparsity: float, scope: str) -> None:
     """Prunes the smallest weights by magnitude; what is pruned already stays pruned.
 
+    A layer that would lose all its weights, and with it what the network has learned, keeps the
+    largest one of each output instead, where as many weights are kept at all.
+
     Args:
         model: a network with masks attached.
         sparsity: share of zeros to reach among all masked weights, in [0, 1).
@@ -76,16 +82,37 @@ def set_masks(model: nn.Module, sparsity: float, scope: str) -> None:
     found = masks(model)
     # The stored weight under a False entry may drift by momentum; ranked below 0 it stays pruned.
     magnitudes = {
-        name: torch.where(mask.mask, _stored(model, name).abs(), -1.0).flatten()
+        name: torch.where(mask.mask, _stored(model, name).abs(), -1.0).flatten(1)
         for name, mask in found.items()
     }
-    if scope == "global":
-        everything = torch.cat(list(magnitudes.values()))
-        kept = _keep_largest(everything, sparsity).split([m.numel() for m in magnitudes.values()])
+    kept = _largest(magnitudes, sparsity, scope)
+    while lost := [name for name, keep in kept.items() if not keep.any()]:
+        spared = {name: m.clone() for name, m in magnitudes.items()}
+        for name in lost:
+            best = spared[name].amax(1, keepdim=True)
+            spared[name].masked_fill_((spared[name] == best) & (best >= 0), torch.inf)
+        again = _largest(spared, sparsity, scope)
+        if not all(again[name].any() for name in lost):
+            log.warning(
+                "sparsity %g leaves no weight in %s; a lower one, or prune=layerwise, does",
+                sparsity,
+                ", ".join(lost),
+            )
+            break
+        magnitudes, kept = spared, again
+    for name, mask in found.items():
+        mask.mask.copy_(kept[name].view_as(mask.mask))
+
+
+def _largest(magnitudes: dict[str, Tensor], sparsity: float, scope: str) -> dict[str, Tensor]:
+    """Returns which weights [K, N] of each layer are kept, as bool."""
+    if scope == "layer":
+        flat = [_keep_largest(m.flatten(), sparsity) for m in magnitudes.values()]
     else:
-        kept = tuple(_keep_largest(m, sparsity) for m in magnitudes.values())
-    for mask, keep in zip(found.values(), kept, strict=True):
-        mask.mask.copy_(keep.view_as(mask.mask))
+        everything = torch.cat([m.flatten() for m in magnitudes.values()])
+        sizes = [m.numel() for m in magnitudes.values()]
+        flat = list(_keep_largest(everything, sparsity).split(sizes))
+    return {n: keep.view_as(m) for (n, m), keep in zip(magnitudes.items(), flat, strict=True)}
 
 
 def sparsity(model: nn.Module) -> float:

@@ -43,9 +43,10 @@ class IntegerLayer(nn.Module):
 
     codes: Tensor
     scale: Tensor
-    zero_point: Tensor | None
+    zero_point: Tensor
     bias_codes: Tensor
     bias_scale: Tensor
+    bias_zero_point: Tensor
 
     def __init__(
         self, layer: nn.Module, codes: Tensor, scale: Tensor, bias: Tensor, input_scale: Tensor
@@ -62,11 +63,10 @@ class IntegerLayer(nn.Module):
         bias_scale = input_scale * grown
         self.register_buffer("codes", torch.round(codes * shrink).to(torch.int8))
         self.register_buffer("scale", grown)
-        # Only a Gemm needs one; shared by many layers, ONNX Runtime's precise mode refuses it.
-        zero_point = torch.zeros_like(scale, dtype=torch.int8) if codes.ndim == 2 else None
-        self.register_buffer("zero_point", zero_point)
+        self.register_buffer("zero_point", torch.zeros_like(scale, dtype=torch.int8))
         self.register_buffer("bias_codes", torch.round(bias / bias_scale).to(torch.int32))
         self.register_buffer("bias_scale", bias_scale)
+        self.register_buffer("bias_zero_point", torch.zeros_like(scale, dtype=torch.int32))
         self.convolution = (
             {n: getattr(layer, n) for n in ("stride", "padding", "dilation", "groups")}
             if isinstance(layer, nn.Conv2d)
@@ -76,7 +76,7 @@ class IntegerLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Computes the layer on `[B, C, H, W]` (convolution) or `[..., C]` (linear)."""
         weight = dequantize(self.codes, self.scale, self.zero_point)
-        bias = dequantize(self.bias_codes, self.bias_scale, None)
+        bias = dequantize(self.bias_codes, self.bias_scale, self.bias_zero_point)
         if self.convolution is None:
             return F.linear(x, weight, bias)
         return F.conv2d(x, weight, bias, **self.convolution)

@@ -57,7 +57,10 @@ def write_onnx(
         del node.metadata_props[:]
         node.doc_string = ""
     del proto.graph.value_info[:]  # shapes that every reader infers again
+    _drop_empty_repeats(proto.graph)
     _unshare_zero_points(proto.graph)
+    # The exporter writes its newest, which runtimes of a year ago refuse.
+    proto.ir_version = onnx.helper.find_min_ir_version_for(proto.opset_import)
     for key, value in metadata.items():
         proto.metadata_props.add(key=f"pqd.{key}", value=json.dumps(value))
     onnx.checker.check_model(proto)
@@ -66,19 +69,51 @@ def write_onnx(
     os.replace(temporary, path)
 
 
-def _unshare_zero_points(graph: Any) -> None:
-    """Gives every quantizer a zero point of its own; the exporter shares those that are equal.
+def _drop_empty_repeats(graph: Any) -> None:
+    """Drops quantizers repeated behind what the exporter took out, such as a slice of everything.
 
-    Of a quantizer that is called twice (see `deploy`) and shares its zero point with another,
-    OpenVINO drops the second call.
+    OpenVINO 2026.4 crashes on some of them behind a Concat. Those behind a layer are meant (see
+    `repeat`).
     """
+    made = {output: node for node in graph.node for output in node.output}
+    returned = {output.name for output in graph.output}
+    for dequantize in [node for node in graph.node if node.op_type == "DequantizeLinear"]:
+        quantize = made.get(dequantize.input[0])
+        if quantize is None:  # it reads a constant
+            continue
+        before = made.get(quantize.input[0])
+        if before is None or before.op_type != "DequantizeLinear":
+            continue
+        source = made.get(made[before.input[0]].input[0])
+        behind_layer = source is not None and source.op_type in ("Conv", "Gemm", "MatMul", "Add")
+        same = before.input[1:] == quantize.input[1:]
+        if behind_layer or not same or dequantize.output[0] in returned:
+            continue
+        for node in graph.node:
+            for index, name in enumerate(node.input):
+                if name == dequantize.output[0]:
+                    node.input[index] = before.output[0]
+        graph.node.remove(quantize)
+        graph.node.remove(dequantize)
+
+
+def _unshare_zero_points(graph: Any) -> None:
+    """Gives quantizers and weights zero points of their own; the exporter shares equal ones.
+
+    Of a quantizer that is called twice (see `repeat`) and shares its zero point with another,
+    OpenVINO drops the second call; of weights that share one, ONNX Runtime's precise mode
+    (`session.x64quantprecision`) shifts the codes and fails. Biases may share.
+    """
+    import onnx
+
     constants = {constant.name: constant for constant in graph.initializer}
     owners: dict[str, str] = {}
     for node in graph.node:
-        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or len(node.input) < 3:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
         _, scale, zero_point = node.input
-        if owners.setdefault(zero_point, scale) == scale:
+        shareable = constants[zero_point].data_type == onnx.TensorProto.INT32
+        if shareable or owners.setdefault(zero_point, scale) == scale:
             continue
         node.input[2] = f"{scale}/{zero_point}"
         if node.input[2] not in constants:

@@ -26,20 +26,20 @@ def _(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("pqd::dequantize", mutates_args=())
-def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
+def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     """DequantizeLinear along axis 0.
 
     Args:
         codes: [K, ...], int8 or int32.
         scale: [K], float32.
-        zero_point: [K] zeros of the type of `codes`, or None. Left out of a Gemm's weight, ONNX
-            Runtime does not recognize the integer Gemm.
+        zero_point: [K] zeros of the type of `codes`. ONNX does not ask for them, but without them
+            ONNX Runtime runs a Gemm in float, and its converter to ORT files fails.
     """
     return codes.float() * scale.view(-1, *[1] * (codes.ndim - 1))
 
 
 @dequantize.register_fake
-def _(codes: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
+def _(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     return torch.empty_like(codes, dtype=torch.float32)
 
 

@@ -11,9 +11,9 @@ from pqd.report import words
 from pqd.report.cases import REFERENCE, axis
 from pqd.report.compare import Comparison
 from pqd.report.cost import Curve
+from pqd.report.frontier import Frontier, Point
 from pqd.report.statistics import Estimate
 from pqd.report.style import colour, symbol
-from pqd.report.summary import Frontier, Point
 from pqd.result import DENSE
 
 Figure = dict[str, Any]

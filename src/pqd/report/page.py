@@ -11,9 +11,10 @@ from markupsafe import Markup
 from pqd.config import BASELINE
 from pqd.report import cost, figures, static, words
 from pqd.report.cases import REFERENCE
+from pqd.report.frontier import MARGIN
 from pqd.report.statistics import LEVEL
 from pqd.report.style import STEPS, colour, polygon, stage_colour
-from pqd.report.summary import MARGIN, Row
+from pqd.report.summary import Row
 from pqd.report.view import Family, Report
 from pqd.result import DENSE, INT8
 from pqd.stages import spell
@@ -51,8 +52,8 @@ def markdown(report: Report, *, figure: bool) -> str:
     return str(template("report.md.jinja").render(**context(report), stems=stems))
 
 
-def template(name: str) -> Any:
-    """A template of this package; only HTML is escaped."""
+def template(name: str, **options: Any) -> Any:
+    """A template of this package; only HTML is escaped, unless the options say how else."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -61,6 +62,7 @@ def template(name: str) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        **options,
     )
     return environment.get_template(name)
 
@@ -106,15 +108,16 @@ def facts(report: Report) -> list[str]:
     ]
 
 
-def shared(family: Family) -> list[str]:
-    """Says which orders deploy networks of one shape, a sentence for each shape."""
+def shared(family: Family) -> str:
+    """Says which orders deploy networks of one shape; nothing where none do."""
     found = dict.fromkeys(tuple(orders) for f in family.frontiers for orders in f.shared)
-    return [
-        f"{words.listed(list(orders))} deploy networks of one shape (the same MACs in the same "
-        "graph): what differs in their latencies is noise, so frontiers and hypervolumes give each "
-        "of them the mean over all."
-        for orders in found
-    ]
+    if not found:
+        return ""
+    return (
+        "Networks of one shape (the same MACs in the same graph) are deployed by "
+        f"{'; by '.join(words.listed(list(orders)) for orders in found)}. What differs in their "
+        "latencies is noise, so frontiers and hypervolumes give each the mean over its shape."
+    )
 
 
 def reduction(row: Row, dense: Row) -> float | None:

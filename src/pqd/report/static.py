@@ -5,8 +5,8 @@ import math
 from typing import Any
 
 from pqd.report import words
+from pqd.report.frontier import Frontier
 from pqd.report.style import colour, log_axis, polygon
-from pqd.report.summary import Frontier
 from pqd.report.view import Report
 from pqd.result import DENSE
 
@@ -98,9 +98,8 @@ def _draw(ax: Any, f: Frontier, title: str) -> None:
     if dense := f.apart:
         level, label = dense.accuracy.mean, f"{DENSE}, {words.cost(f.condition, dense.cost)}"
         ax.axhline(level, linestyle="--", linewidth=0.8, color=colour(DENSE), zorder=1)
-        ax.annotate(
-            label, (0.02, level), xycoords=("axes fraction", "data"), fontsize=6, color="0.4"
-        )
+        at = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        ax.annotate(label, (0.02, level), (0, -2), **at, va="top", fontsize=6, color="0.4")
     x, y = [p.cost / scale for p in points], [p.accuracy.mean for p in points]
     paints = [colour(p.order) for p in points]
     low = [p.accuracy.mean if p.accuracy.low is None else p.accuracy.low for p in points]

@@ -3,13 +3,11 @@
 from collections import defaultdict
 from dataclasses import dataclass
 
-from pqd.report.cases import Case, sort_orders
+from pqd.report.cases import Case
 from pqd.report.load import Run
-from pqd.report.statistics import Estimate, dominated, estimate, hypervolume
+from pqd.report.statistics import Estimate, estimate
 from pqd.result import DENSE, FP32, INT8, PRUNED, Bench, Latency
 
-APART = 1.5  # times the cost of the dearest order
-MARGIN = 10.0  # points below the dense accuracy at which the hypervolume's reference point lies
 Axes = tuple[tuple[str, float], ...]  # settings that are axes, by dotted key
 Shape = tuple[object, ...]
 
@@ -76,53 +74,6 @@ class Row:
         """The timing in FP32: as deployed, or pruned where the order prunes, or dense."""
         here = self.at(condition)
         return here.get(FP32) or here.get(PRUNED) or here.get(DENSE)
-
-
-@dataclass(frozen=True)
-class Point:
-    """One order with one setting of the axes on a frontier."""
-
-    order: str
-    axes: Axes
-    cost: float  # bytes or ms
-    accuracy: Estimate
-    dominated: bool
-
-
-@dataclass(frozen=True)
-class Frontier:
-    """Accuracy against one cost, over all cases of a family."""
-
-    condition: Condition | None  # None for size
-    points: list[Point]
-    reference: tuple[float, float]  # of the hypervolume: cost, accuracy in %
-    volumes: dict[str, Estimate]  # % of the rectangle, by order, over seeds
-    shared: list[list[str]]  # orders of one shape, to which `points` give one latency
-
-    @property
-    def apart(self) -> Point | None:
-        """The dense network where it costs so much more than the orders that it hides them."""
-        dense = next((p for p in self.points if p.order == DENSE), None)
-        others = [p.cost for p in self.points if p.order != DENSE]
-        return dense if dense and others and dense.cost > APART * max(others) else None
-
-    @property
-    def unit(self) -> tuple[str, float]:
-        """The unit of costs in figures, and what it is in bytes or ms."""
-        if self.condition is not None:
-            return "ms", 1.0
-        largest = max(p.cost for p in self.points if p is not self.apart)
-        return ("MiB", 2.0**20) if largest >= 2**20 else ("KiB", 2.0**10)
-
-    @property
-    def best(self) -> list[Point]:
-        """The points on the frontier but for the one apart, the cheapest first."""
-        best = [p for p in self.points if not p.dominated and p is not self.apart]
-        return sorted(best, key=lambda p: p.cost)
-
-    def point(self, row: Row) -> Point | None:
-        """The point of a row."""
-        return next((p for p in self.points if (p.order, p.axes) == (row.order, row.axes)), None)
 
 
 def conditions(cases: list[Case]) -> list[Condition]:
@@ -208,98 +159,6 @@ def _timing(
         accuracy=estimate([a for _, a in measured if a is not None]),
         shape=shapes.pop() if len(shapes) == 1 else None,
     )
-
-
-def frontiers(
-    family: list[Case], tables: list[list[Row]], where: list[Condition]
-) -> list[Frontier]:
-    """Accuracy against package size and against latency in each condition where it was measured.
-
-    Args:
-        family: the cases that differ in their axes alone.
-        tables: the `rows` of each.
-        where: the conditions.
-    """
-    found = [_frontier(family, tables, condition) for condition in (None, *where)]
-    return [frontier for frontier in found if frontier]
-
-
-def _frontier(
-    family: list[Case], tables: list[list[Row]], condition: Condition | None
-) -> Frontier | None:
-    table = [row for rows in tables for row in rows]
-    shapes = _shapes(table, condition) if condition else {}
-    shown: dict[tuple[str, Axes], tuple[float, Estimate]] = {}
-    for row in table:
-        timing = row.timing(condition) if condition else None
-        if cost := row.size if condition is None else timing and timing.p50:
-            _, mean = shapes.get((row.order, row.axes), ((), cost.mean))
-            shown[row.order, row.axes] = mean, row.accuracy
-    if not shown:
-        return None
-    costs = [cost for cost, _ in shown.values()]
-    flags = dominated(costs, [accuracy.mean for _, accuracy in shown.values()])
-    points = [Point(*k, *v, f) for (k, v), f in zip(shown.items(), flags, strict=True)]
-    base = shown.get((DENSE, ()), (max(costs), tables[0][0].accuracy))
-    reference = base[0], base[1].mean - MARGIN
-    volumes = {
-        order: volume
-        for order in sort_orders({r.order: len(r.stages) for t in tables for r in t[1:]})
-        if (volume := estimate(_volumes(family, order, condition, reference, shapes)))
-    }
-    alike: dict[Shape, dict[str, None]] = defaultdict(dict)
-    for (order, _), (shape, _) in shapes.items():
-        alike[shape][order] = None
-    shared = [list(orders) for orders in alike.values() if len(orders) > 1]
-    return Frontier(condition, points, reference, volumes, shared)
-
-
-def _shapes(table: list[Row], condition: Condition) -> dict[tuple[str, Axes], tuple[Shape, float]]:
-    """The shape that orders deploy, and its mean latency in ms over all of them.
-
-    Networks of as many MACs in the same graph do the same work: one that is faster than another
-    was measured at a better moment.
-    """
-    found: dict[Shape, list[tuple[str, Axes]]] = defaultdict(list)
-    values: dict[Shape, list[float]] = defaultdict(list)
-    for row in table:
-        timing = row.timing(condition)
-        if timing and timing.shape and (row.order, row.axes) not in found[timing.shape]:
-            found[timing.shape].append((row.order, row.axes))
-            values[timing.shape] += [timing.p50.mean] * timing.p50.n
-    return {
-        key: (shape, _sure(values[shape]).mean) for shape, keys in found.items() for key in keys
-    }
-
-
-def _volumes(
-    family: list[Case],
-    order: str,
-    condition: Condition | None,
-    reference: tuple[float, float],
-    shapes: dict[tuple[str, Axes], tuple[Shape, float]],
-) -> list[float]:
-    """One hypervolume per repetition, of those for which every point of the order was measured."""
-    found: dict[tuple[str, ...], dict[Axes, tuple[float, float]]] = defaultdict(dict)
-    for case in family:
-        for run in case.of(order):
-            axes = tuple(run.axes.items())
-            if cost := _run_cost(run, condition):
-                _, cost = shapes.get((order, axes), ((), cost))
-                found[run.repetition][axes] = cost, run.accuracy
-    most = max((len(points) for points in found.values()), default=0)
-    return [
-        hypervolume([c for c, _ in points.values()], [a for _, a in points.values()], *reference)
-        for points in found.values()
-        if len(points) == most
-    ]
-
-
-def _run_cost(run: Run, condition: Condition | None) -> float | None:
-    if condition is None:
-        return run.final.sizes.get("package")
-    rows = ((m, row) for m in run.measurements for row in m.latency if row.deployed)
-    return next((row.p50_ms for m, row in rows if Condition.of(m, row) == condition), None)
 
 
 def _sure(values: list[float]) -> Estimate:

@@ -7,15 +7,14 @@ from pqd.report import cost, words
 from pqd.report.cases import FULL, Case, cases, distinct, sort_orders
 from pqd.report.compare import Comparison, Mean, compare, verdict
 from pqd.report.disturbance import disturbances
+from pqd.report.frontier import Frontier, frontiers
 from pqd.report.load import Loaded, Run
 from pqd.report.style import sort_stages
 from pqd.report.summary import (
     Condition,
-    Frontier,
     Row,
     Timing,
     conditions,
-    frontiers,
     rows,
 )
 from pqd.result import DEPLOYED
