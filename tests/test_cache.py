@@ -64,6 +64,37 @@ def test_a_damaged_entry_is_made_again_saying_so_once(cache, said, missing):
     assert (cache.folder / "a/weights").read_bytes() == b"w" * 100
 
 
+class TestFull:
+    """What cannot be made is removed, and named: on a full disk that makes room to say so."""
+
+    def make(self, cache, error):
+        def fail(folder):
+            fill(folder)
+            raise error
+
+        with pytest.raises(type(error) if isinstance(error, OSError) else OSError) as caught:
+            cache.get("a", "x", fail)
+        assert [path.name for path in cache.folder.iterdir()] == ["a.lock"]
+        return caught.value
+
+    @pytest.mark.parametrize("name", [None, "weights"])
+    def test_without_space(self, cache, name):
+        error = self.make(cache, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name))
+        assert error.filename == (name or str(cache.folder / "a.partial"))
+
+    def test_what_is_written_in_rust(self, cache):
+        """Such as safetensors, whose errors are of a type of their own."""
+        text = "Error while serializing: I/O error: No space left on device (os error 28)"
+        error = self.make(cache, RuntimeError(text))
+        assert (error.errno, error.filename) == (errno.ENOSPC, str(cache.folder / "a.partial"))
+
+
+def test_a_file_in_place_of_the_folder_is_one_line(tmp_path):
+    (tmp_path / "cache").write_text("")
+    with pytest.raises(UserError, match=r"cache\.dir=.* cannot be made: File exists"):
+        Cache(tmp_path / "cache").get("a", "x", refuse)
+
+
 class TestPrune:
     def test_by_last_use_whatever_it_is(self, cache):
         used, unused, damaged, new, killed = (key_of({"number": i}) for i in range(5))

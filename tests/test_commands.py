@@ -140,7 +140,7 @@ class TestMistakes:
                 "(did you mean order?); choose from",
             ),
             (["prune.sparsity=1.5"], "pqd: prune.sparsity=1.5 is outside [0, 1)"),
-            (["train.epoch.prune=1"], "Did you mean train.epochs.prune?"),
+            (["prune.epoch=1"], "pqd: prune.epoch is no setting; did you mean prune.epochs?"),
         ],
     )
     def test_one_line_and_exit_code(self, folder, arguments, line):

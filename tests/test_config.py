@@ -111,6 +111,69 @@ def test_a_mistake_is_one_line(override, line):
     assert line in line_for(override)
 
 
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("prune.sparsty=0.5", "prune.sparsty is no setting; did you mean prune.sparsity?"),
+        ("+prune.sparsty=0.95", "prune.sparsty is no setting; did you mean prune.sparsity?"),
+        ("++prune.sparsty=0.95", "prune.sparsty is no setting; did you mean prune.sparsity?"),
+        ("+trian.lr=1", "trian.lr is no setting; did you mean "),
+        ("oder=pqd", "oder is no setting; did you mean order?"),
+        ("+dataset.augment={flp: true}", "dataset.augment.flp is no setting; did you mean "),
+        ("++x=1", "x is no setting; the configuration has seed, budget, order, backbone, "),
+        ("+order.xyz=1", "order.xyz is no setting; did you mean order.name?"),
+        ("train.epochs.prune=3", "train.epochs.prune is now prune.epochs"),
+        ("+train.epochs.prune=3", "train.epochs.prune is now prune.epochs"),
+        ("+train.epochs={prune: 3}", "train.epochs.prune is now prune.epochs"),
+        ("train.lr.baseline=3", "train.lr.baseline is now baseline.lr"),
+        ("train.epochs=3", "train.epochs is now <stage>.epochs, each stage's own, e.g. prune.epo"),
+        ("train.lr=3", "train.lr is now <stage>.lr, each stage's own, e.g. prune.lr"),
+        (
+            "order.stages=[prune]",
+            "order.stages is now order.name, spelled from the stages' letters",
+        ),
+        ("quantize.reduce_range=true", "quantize.reduce_range is now quantize.weight_bits, e.g. "),
+        ("model=resnet18", "model is now backbone"),
+        ("model.name=resnet18", "model.name is now backbone.name"),
+    ],
+)
+def test_an_unknown_key_names_its_successor_or_the_nearest(override, line):
+    told = line_for(override)
+    assert told.startswith(line)
+    assert "append" not in told
+
+
+def test_so_it_does_in_a_file_of_the_users_own(tmp_path):
+    old = {
+        "train": {"epochs": {"prune": 3}},
+        "order": {"stages": ["prune"]},
+        "model": {"name": "x"},
+    }
+    lines = {
+        "train": "train.epochs is now <stage>.epochs",
+        "order": "order.stages is now order.name",
+    }
+    (tmp_path / "experiment").mkdir()
+    for group, content in old.items():
+        text = f"# @package _global_\n{json.dumps({group: content})}"
+        (tmp_path / f"experiment/{group}.yaml").write_text(text)
+        place = f"hydra.searchpath=[file://{tmp_path}]"
+        told = line_for(place, f"experiment={group}")
+        assert told.startswith(lines.get(group, "model is now backbone"))
+
+
+def test_what_builders_take_is_open():
+    given = parsed("+backbone.kwargs.drop_path_rate=0.1", "+backbone.kwargs.a={b: 1}")
+    assert given.backbone.kwargs == {"drop_path_rate": 0.1, "a": {"b": 1}}
+
+
+def test_a_value_of_another_type_names_the_key_alone():
+    line = line_for("prune.sparsity=much")
+    assert line.endswith(
+        "Value 'much' of type 'str' could not be converted to Float (prune.sparsity)"
+    )
+
+
 def test_nan_is_no_sparsity():
     assert "prune.sparsity=nan" in line_for("prune.sparsity=nan")
 

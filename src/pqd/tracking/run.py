@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from pqd.config import BASELINE, Config, LoggerConfig
+from pqd.errors import one_line
 from pqd.result import Result
 from pqd.stages import spelled
 from pqd.tracking.records import (
@@ -120,12 +121,12 @@ class Tracker:
         except (Exception, SystemExit) as error:
             if isinstance(error, TimeoutError):
                 _unreachable.set()
-            self._fail(str(error) or type(error).__name__)
+            self._fail(one_line(error))
 
     def _fail(self, reason: str) -> None:
         if not self._failed:
             self._failed = True
-            log.warning("W&B: %s. The run goes on without it.", _line(reason))
+            log.warning("W&B: %s. The run goes on without it.", _reason(reason))
 
 
 def start(config: Config, output_dir: Path, name: str) -> Tracker:
@@ -187,7 +188,7 @@ def _track(logger: LoggerConfig, folder: Path, stages: list[str], **job: Any) ->
         # which are only half there.
         import wandb  # noqa: F401
     except Exception as error:
-        log.warning("W&B: %s. The run goes on without it.", _line(str(error)))
+        log.warning("W&B: %s. The run goes on without it.", _reason(error))
         return Tracker(None)
     return Tracker(lambda: _open(logger, folder, stages, job))
 
@@ -238,7 +239,7 @@ def _open(logger: LoggerConfig, folder: Path, stages: list[str], job: dict[str, 
         if mode == "offline":
             raise
         _unreachable.set()
-        log.warning("W&B: %s. Logging offline; upload with `wandb sync`.", _line(str(error)))
+        log.warning("W&B: %s. Logging offline; upload with `wandb sync`.", _reason(error))
         run = init("offline", resume=None)  # the service holds the id of the attempt that failed
     for stage in stages:
         run.define_metric(f"{stage}/epoch", hidden=True)
@@ -286,5 +287,5 @@ def _end_service() -> None:
         thread.join(SHUTDOWN_SECONDS)
 
 
-def _line(text: str) -> str:
-    return " ".join(text.split())[:200].rstrip(".")
+def _reason(error: Exception | str) -> str:
+    return one_line(error).rstrip(".")
