@@ -309,3 +309,10 @@ def test_bad_input_is_one_clear_line(cfg, message):
     with pytest.raises(UserError, match=message) as caught:
         build(cfg, classes=10, channels=3, image_size=32)
     assert "\n" not in str(caught.value)
+
+
+def test_small_images_meet_no_stride_that_is_larger_than_their_map():
+    """As oneDNN gets the gradients of such convolutions wrong in bfloat16."""
+    net = build(named("resnet18_imagenet_stem"), classes=10, channels=1, image_size=8)
+    strides = [net.get_submodule(f"layer{i}.0.conv1").stride for i in (2, 3, 4)]
+    assert strides == [(2, 2), (1, 1), (1, 1)]  # maps of 2x2, 1x1, 1x1

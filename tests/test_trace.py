@@ -140,11 +140,6 @@ class TestLayersThatInherit:
         net = assert_same(nn.Sequential(nn.Conv2d(3, 4, 3), Leaky()))
         assert layers(net) == ["Conv2d", "Leaky"]
 
-    @pytest.mark.parametrize("mode", ["reflect", "replicate"])
-    def test_a_padding_that_is_not_zero_becomes_an_operation(self, mode):
-        net = assert_same(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode=mode)))
-        assert net.get_submodule("0").padding_mode == "zeros"
-
     def test_hooks_are_refused_where_they_would_be_lost(self):
         net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
         net[1].register_forward_hook(lambda module, inputs, out: out * 2)
@@ -301,7 +296,7 @@ def test_an_adaptive_max_pool_of_even_windows_is_a_max_pool(size):
         (nn.AdaptiveMaxPool2d(3), r"output_size=\(3, 3\) of maps of \(8, 8\), which ONNX lacks"),
         (nn.AvgPool2d(3, divisor_override=5), "divisor_override=5.*divisor_override=None is supp"),
         (nn.CircularPad2d(1), "mode=circular, which OpenVINO lacks; constant or reflect is supp"),
-        (nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), "mode=circular, which OpenVINO"),
+        (Function(lambda x: F.pad(x, (1, 1, 1, 1), mode="circular")), "mode=circular, which OpenV"),
         (nn.ConstantPad2d(1, -float("inf")), "value=-inf; a finite value, or a max-pool behind"),
         (
             Function(lambda x: F.interpolate(x, (3, 3), mode="bilinear", antialias=True)),

@@ -228,12 +228,8 @@ class _Proxy(fx.Proxy):
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Tells whether a convolution or linear layer does what its type does and nothing else.
-
-    A convolution that pads with something else than zeros counts as a padding and a convolution.
-    """
-    plain = type(layer) in (nn.Conv2d, nn.Linear) and not is_changed(layer)
-    return plain and getattr(layer, "padding_mode", "zeros") == "zeros"
+    """Tells whether a convolution or linear layer does what its type does and nothing else."""
+    return type(layer) in (nn.Conv2d, nn.Linear) and not is_changed(layer)
 
 
 def is_changed(layer: nn.Module) -> bool:
