@@ -31,7 +31,8 @@ from torch._inductor import config as inductor
 
 from pqd import backbones
 from pqd.config import BackboneConfig, RuntimeConfig
-from pqd.constraints.placement import insert_fake_quants
+from pqd.constraints import attach as constrain
+from pqd.constraints.quantization import FakeQuantization
 from pqd.export.onnx_file import write_onnx
 from pqd.measure import provenance
 from pqd.measure.cpu import has_vnni, pinned, thread_counts
@@ -76,7 +77,7 @@ def our_models(
 ) -> dict[str, Contestant]:
     """Our quantizers and export; the same file in both runtimes."""
     model = copy.deepcopy(network)
-    insert_fake_quants(model, code_max=127 if has_vnni() else 63)
+    constrain(model, FakeQuantization(127 if has_vnni() else 63))
     calibrate(model, (torch.from_numpy(images) for images in batches))
     write_onnx(model, folder / "model.onnx", SHAPE, {})
     return {name: Contestant(name.split()[-1], folder / "model.onnx") for name in OURS}

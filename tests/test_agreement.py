@@ -9,10 +9,13 @@ import torch
 from torch import fx, nn
 
 import odd_nets
+from pqd.constraints import attach as constrain
 from pqd.constraints.fake_quant import ActivationFakeQuant, activation_fake_quants
-from pqd.constraints.placement import insert_fake_quants, remove_fake_quants
+from pqd.constraints.integers import round_biases
+from pqd.constraints.placement import remove_fake_quants
+from pqd.constraints.quantization import FakeQuantization
 from pqd.errors import UserError
-from pqd.export.deploy import deployed, round_biases
+from pqd.export.deploy import deployed
 from pqd.export.onnx_file import write_onnx
 from pqd.graph.view import Graph
 from pqd.runtimes import usable
@@ -82,7 +85,7 @@ def kind(request):
 @pytest.fixture(scope="module")
 def model(kind):
     model = odd_nets.trained(kind)
-    insert_fake_quants(model, 127)
+    constrain(model, FakeQuantization(127))
     calibrate(model, [odd_nets.data(256, 1)[0]])
     odd_nets.train(model, 10)
     calibrate(model, [odd_nets.data(256, seed)[0] for seed in (1, 2)])
@@ -140,13 +143,13 @@ class TestKinds:
 class TestPlacement:
     def test_no_quantizer_stands_between_float_operations(self):
         model = fx.symbolic_trace(odd_nets.LogSumExp())
-        insert_fake_quants(model, 127)
+        constrain(model, FakeQuantization(127))
         (positive,) = (node for node in model.graph.nodes if node.name == "add_2")
         assert {user.name for user in positive.users} == {"activation_quantizers_add_2", "log_1"}
 
     def test_a_joined_value_that_others_read_has_one_quantizer(self):
         model = fx.symbolic_trace(odd_nets.Mixed())
-        insert_fake_quants(model, 127)
+        constrain(model, FakeQuantization(127))
         (signed,) = (node for node in model.graph.nodes if node.name == "signed")
         (quantizer,) = signed.users
         assert sorted(user.name for user in quantizer.users) == ["cat", "other"]
@@ -160,7 +163,7 @@ class TestPlacement:
                 return torch.cat([torch.cat([a, b], 1)[:, :8], torch.cat([b, c], 1)[:, :8]], 1)
 
         model = fx.symbolic_trace(Chain())
-        insert_fake_quants(model, 127)
+        constrain(model, FakeQuantization(127))
         targets = {
             node.args[0].name: node.target.rpartition(".")[2]
             for node in model.graph.nodes
@@ -175,7 +178,7 @@ class TestPlacement:
                 return torch.cat([self.pool(x).log() + x, x.clamp(min=1)], 1).sqrt()[:, :16]
 
         model = fx.symbolic_trace(Floats())
-        insert_fake_quants(model, 127)
+        constrain(model, FakeQuantization(127))
         placed = [name.rpartition(".")[2] for name in activation_fake_quants(model)]
         assert placed == ["x", "stem_2", "sqrt", "last_2", "pool_1"]
 
@@ -190,7 +193,7 @@ class TestPlacement:
                 return x + self.embedding(self.places)
 
         model = odd_nets.trained(Position)
-        insert_fake_quants(model, 127)
+        constrain(model, FakeQuantization(127))
         calibrate(model, [odd_nets.data(64, 1)[0]])
         round_biases(model)
         network = deployed(model)
@@ -203,7 +206,7 @@ class TestPlacement:
     def test_taking_quantizers_off_gives_the_network_back(self, kind):
         model = odd_nets.trained(kind).eval()
         again = copy.deepcopy(model)
-        insert_fake_quants(again, 127)
+        constrain(again, FakeQuantization(127))
         remove_fake_quants(again)
         images = odd_nets.data(8, 1)[0]
         assert torch.equal(again(images), model(images))
@@ -223,7 +226,7 @@ class TestShared:
 
     def test_a_checkpoint_holds_one_range(self, model, kind):
         again = fx.symbolic_trace(kind())
-        insert_fake_quants(again, 127)
+        constrain(again, FakeQuantization(127))
         again.load_state_dict(model.state_dict())
         images = odd_nets.data(64, 4)[0]
         with torch.no_grad():
@@ -241,7 +244,7 @@ class TestRefusals:
 
         model = fx.symbolic_trace(Tied())
         deployed(model)  # the layer stays as it is
-        insert_fake_quants(model, 127)
+        constrain(model, FakeQuantization(127))
         with pytest.raises(UserError, match=rf"layer fc cannot be .* its {parameter} .*\(sum_1\)"):
             deployed(model)
 

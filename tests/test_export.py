@@ -11,10 +11,13 @@ from onnx import numpy_helper
 from torch import nn
 
 from nets import PreActivation, ReluBeforeSum, Residual, images, traced
+from pqd.constraints import attach as constrain
 from pqd.constraints.fake_quant import activation_fake_quants
+from pqd.constraints.integers import round_biases
+from pqd.constraints.integers.layers import IntegerLayer
 from pqd.constraints.mask import attach_masks, masks, set_masks
-from pqd.constraints.placement import insert_fake_quants
-from pqd.export.deploy import IntegerLayer, deployed, round_biases
+from pqd.constraints.quantization import FakeQuantization
+from pqd.export.deploy import deployed
 from pqd.export.onnx_file import write_onnx
 from pqd.runtimes import get
 from pqd.stages.quantize import calibrate
@@ -27,7 +30,7 @@ def compressed(kind, code_max=127, sparsity=0.7):
     model = traced(kind)
     attach_masks(m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear))
     set_masks(model, sparsity, "global")
-    insert_fake_quants(model, code_max)
+    constrain(model, FakeQuantization(code_max))
     calibrate(model, [images()])
     return model
 

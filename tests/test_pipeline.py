@@ -211,7 +211,7 @@ class TestResume:
             assert file_digest(tmp_path / "cache" / file) == file_digest(tmp_path / "whole" / file)
         assert not list((tmp_path / "cache").glob("*.checkpoint"))
 
-    def test_a_damaged_entry_is_made_again(self, tmp_path, capsys):
+    def test_a_damaged_entry_is_made_again(self, tmp_path, caplog):
         record = run(tmp_path, "q")
         file = tmp_path / "cache" / record["stages"][1]["key"] / "model.safetensors"
         content = bytearray(file.read_bytes())
@@ -219,7 +219,7 @@ class TestResume:
         file.write_bytes(content)
         again = run(tmp_path, "q", "again")
         assert [s["cached"] for s in again["stages"]] == [True, False]
-        assert "is damaged; it is made again" in capsys.readouterr().out
+        assert "is damaged; it is made again" in caplog.text
         assert file.read_bytes() != content
 
 

@@ -11,7 +11,8 @@ from pqd.measure.runtimes import open_session
 
 import odd_nets
 from nets import PreActivation, Residual, images, traced
-from pqd.constraints.placement import insert_fake_quants
+from pqd.constraints import attach as constrain
+from pqd.constraints.quantization import FakeQuantization
 from pqd.export.onnx_file import write_onnx
 from pqd.stages.quantize import calibrate
 
@@ -22,7 +23,7 @@ def quantized(kind):
         batch = odd_nets.data(64, 1)[0]
     else:
         model, batch = traced(kind), images()
-    insert_fake_quants(model, 127)
+    constrain(model, FakeQuantization(127))
     calibrate(model, [batch])
     return model
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pqd.constraints.placement import insert_fake_quants
+from pqd.constraints import attach as constrain
+from pqd.constraints.quantization import FakeQuantization
 from pqd.errors import UserError
 from pqd.export.deploy import deployed
 from pqd.export.onnx_file import write_onnx
@@ -274,7 +275,7 @@ def test_pools_of_integers_are_exported_right(pool, size, tmp_path):
     torch.manual_seed(0)
     net = assert_same(Pool(POOLS[pool]()), size)
     x = images(16, size)
-    insert_fake_quants(net, 127)
+    constrain(net, FakeQuantization(127))
     calibrate(net, [x])
     with torch.no_grad():
         want = deployed(net.eval())(x)

@@ -12,9 +12,10 @@ from torch import fx, nn
 
 from pqd import data, devices, training
 from pqd.config import Config
+from pqd.constraints.integers import round_biases
 from pqd.constraints.mask import sparsity
 from pqd.errors import UserError, naming
-from pqd.export.deploy import deployed, round_biases
+from pqd.export.deploy import deployed
 from pqd.graph.view import unsupported_layers
 from pqd.networks import Blueprint, load_network, save_network
 from pqd.progress import StageProgress

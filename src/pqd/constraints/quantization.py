@@ -5,6 +5,7 @@ from typing import Any
 from torch import fx
 
 from pqd.constraints.base import CONSTRAINTS, Constraint
+from pqd.constraints.integers import to_integers
 from pqd.constraints.placement import insert_fake_quants, remove_fake_quants
 
 
@@ -35,6 +36,10 @@ class FakeQuantization(Constraint):
     def rebuild(cls, description: dict[str, Any]) -> "FakeQuantization":
         """Returns the quantization of a description."""
         return cls(description["code_max"])
+
+    def deploy(self, model: fx.GraphModule) -> None:
+        """Makes layers integer ones, with INT32 biases."""
+        to_integers(model)
 
     def remove(self, model: fx.GraphModule) -> None:
         """Takes all fake-quantizers off; the weights stay as they are stored."""

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from pqd.constraints.integers.ops import onnx_translations
 from pqd.export.deploy import deployed
-from pqd.export.ops import onnx_translations
 
 OPSET = 18
 

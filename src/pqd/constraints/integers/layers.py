@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pqd.constraints.fake_quant import CODE_MAX, ActivationFakeQuant
-from pqd.export.ops import dequantize, quantize_dequantize
+from pqd.constraints.integers.ops import dequantize, quantize_dequantize
 
 # An INT32 bias needs headroom for the INT32 sum that is added to it.
 _BIAS_MAX = 2.0**30

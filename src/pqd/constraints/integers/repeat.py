@@ -2,7 +2,7 @@
 
 from torch import fx
 
-from pqd.export.layers import IntegerLayer, QuantizeDequantize
+from pqd.constraints.integers.layers import IntegerLayer, QuantizeDequantize
 from pqd.graph.view import Graph, read_instead
 
 
