@@ -62,8 +62,8 @@ def test_six_orders_take_three_waves(job):
     names = [wanted(job(order)) for order in orders]
     launched = [[orders[i] for i in wave] for wave in waves(names)]
     assert launched == [["pqd"], ["pdq", "qpd", "dpq"], ["qdp", "dqp"]]
-    # A baseline and its export, 15 stages, six artifacts.
-    assert len(set(itertools.chain(*names))) == 1 + 1 + 15 + 6
+    # A baseline and its export, 15 stages, six artifacts and the figures of each.
+    assert len(set(itertools.chain(*names))) == 1 + 1 + 15 + 6 + 6
 
 
 @given(st.lists(st.sets(st.integers(0, 20), max_size=5), max_size=12))

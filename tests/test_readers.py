@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
-from pqd.measure.runtimes import open_session
+from pqd.runtimes import usable
 
 import odd_nets
 from nets import PreActivation, Residual, images, traced
@@ -87,7 +87,7 @@ class TestQuantized:
             for value in (*model.graph.input, *model.graph.output)
         ]
         assert [dim.dim_param for dim in dims] == ["batch", "batch"]
-        session = open_session("onnxruntime", path, 1)
+        session = usable("onnxruntime").open(path, 1)
         x = images(5).numpy()
         assert np.array_equal(session(x)[2:3], session(x[2:3]))
 
@@ -100,7 +100,7 @@ def test_onnxruntimes_precise_mode_opens_it(path):
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     x = images(64).numpy()
     precise = session.run(None, {"input": x})[0]
-    usual = open_session("onnxruntime", path, 1)(x)
+    usual = usable("onnxruntime").open(path, 1)(x)
     assert (precise.argmax(1) == usual.argmax(1)).mean() >= 0.95
 
 
@@ -111,9 +111,9 @@ def test_onnxruntimes_converter_to_ort(path, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-500:]
     x = images(64).numpy()
-    expected = open_session("onnxruntime", model, 1)(x)
+    expected = usable("onnxruntime").open(model, 1)(x)
     for name in ("model.ort", "model.with_runtime_opt.ort"):
-        found = open_session("onnxruntime", tmp_path / name, 1)(x)
+        found = usable("onnxruntime").open(tmp_path / name, 1)(x)
         assert np.array_equal(found.argmax(1), expected.argmax(1))
 
 
