@@ -109,7 +109,7 @@ class Distill(Stage):
         """Computes (1 - alpha) task loss + alpha distance to the teacher."""
         logits = model(batch.images)
         task_loss = self.task_loss(logits, batch.labels)
-        kd_loss = self.distance(logits, self._targets(batch))
+        kd_loss = self.distance(logits, self._targets(batch), batch.labels)
         alpha = self.options.alpha
         loss = (1 - alpha) * task_loss + alpha * kd_loss
         return {"loss": loss, "task_loss": task_loss, "kd_loss": kd_loss, "logits": logits}
