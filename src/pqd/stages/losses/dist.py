@@ -41,5 +41,5 @@ class Dist(Loss):
 
 def _distance(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
     """Returns the mean of 1 - Pearson's correlation along `dim` of two matrices [B, K]."""
-    centred = (x - x.mean(dim, keepdim=True) for x in (student, teacher))
-    return 1 - F.cosine_similarity(*centred, dim=dim, eps=_TINY).mean()
+    student, teacher = (x - x.mean(dim, keepdim=True) for x in (student, teacher))
+    return 1 - F.cosine_similarity(student, teacher, dim=dim, eps=_TINY).mean()
