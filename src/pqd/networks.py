@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from pqd import constraints, files
 from pqd.config import BackboneConfig
 from pqd.errors import UserError
+from pqd.weights import WEIGHTS, load_weights
 
 FORMAT = 2
 _WEIGHT_SOURCES = ("pretrained", "pretrained_cfg", "checkpoint_path")
-WEIGHTS, RECIPE = "model.safetensors", "recipe.json"
+RECIPE = "recipe.json"
 
 
 @dataclass(frozen=True)
@@ -78,39 +79,6 @@ def load_blueprint(folder: Path) -> Blueprint:
         UserError: the folder holds no recipe of this format.
     """
     return _blueprint(_recipe(folder))
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Loads a state dict stored as safetensors, e.g. the user's own dense network.
-
-    Raises:
-        UserError: the file is missing, no safetensors, or its tensors do not fit the network.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        state = load_file(path)
-    except OSError:
-        raise UserError(f"checkpoint {path} does not exist or cannot be read") from None
-    except SafetensorError as error:
-        raise UserError(
-            f"checkpoint {path} is not a safetensors file ({error}); "
-            "write one with safetensors.torch.save_file(model.state_dict(), path)"
-        ) from None
-    wanted = model.state_dict()
-    wrong = [
-        f"{name} is {tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    missing = [f"{name} is missing" for name in wanted if name not in state]
-    extra = [f"{name} is unknown" for name in state if name not in wanted]
-    problems = wrong + missing + extra
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise UserError(f"checkpoint {path} does not fit the backbone: {problems[0]}{more}")
-    model.load_state_dict(state)
 
 
 def _recipe(folder: Path) -> dict[str, Any]:

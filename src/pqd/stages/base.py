@@ -120,3 +120,10 @@ class Stage:
         """Returns the cross-entropy of logits [B, K] and labels [B], in float32."""
         smoothing = self.context.config.train.label_smoothing
         return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+
+    def finish(self, model: fx.GraphModule) -> None:
+        """Called when the network is trained, before it is saved."""
+
+    def figures(self) -> dict[str, Any]:
+        """Returns what the stage found out, as fields of `pqd.result.StageResult`."""
+        return {}
