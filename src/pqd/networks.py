@@ -23,12 +23,15 @@ RECIPE = "recipe.json"
 
 @dataclass(frozen=True)
 class Blueprint:
-    """What a backbone is built from."""
+    """What a backbone is built from, and the images it is for."""
 
     backbone: BackboneConfig
     classes: int
     channels: int
     image_size: int  # pixels
+    # how its images are normalised, in units of 1; None where an older file does not say
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
     def build(self) -> fx.GraphModule:
         """Builds the dense network; weights come from torch's global generator."""
@@ -62,7 +65,7 @@ def load_network(path: Path, *, quantized: bool = True) -> fx.GraphModule:
     Raises:
         UserError: a file is missing, is no recipe of this format, or does not fit the backbone.
     """
-    folder = path if path.is_dir() else path.parent
+    folder = path.parent if path.is_file() else path
     recipe = _recipe(folder)
     model = _blueprint(recipe).build()
     constraints.rebuild(model, recipe["constraints"])
@@ -72,13 +75,13 @@ def load_network(path: Path, *, quantized: bool = True) -> fx.GraphModule:
     return model
 
 
-def load_blueprint(folder: Path) -> Blueprint:
-    """Reads what the dense network in a folder written by `save_network` is built from.
+def load_blueprint(path: Path) -> Blueprint:
+    """Reads what the dense network in a folder (as of `load_network`) is built from.
 
     Raises:
         UserError: the folder holds no recipe of this format.
     """
-    return _blueprint(_recipe(folder))
+    return _blueprint(_recipe(path.parent if path.is_file() else path))
 
 
 def _recipe(folder: Path) -> dict[str, Any]:
@@ -108,4 +111,6 @@ def _blueprint(recipe: dict[str, Any]) -> Blueprint:
     backbone = BackboneConfig(**recipe["blueprint"]["backbone"])
     # The weights are in the file beside the recipe; a recipe must not fetch or open others.
     backbone.kwargs = {k: v for k, v in backbone.kwargs.items() if k not in _WEIGHT_SOURCES}
-    return Blueprint(**recipe["blueprint"] | {"backbone": backbone})
+    given: dict[str, Any] = recipe["blueprint"] | {"backbone": backbone}
+    given |= {key: tuple(value) for key, value in given.items() if isinstance(value, list)}
+    return Blueprint(**given)

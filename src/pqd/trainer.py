@@ -39,7 +39,8 @@ class Trainer:
         self.precision = devices.resolve_precision(config.train.precision, self.device)
         self.dataset = data.load_dataset(config.dataset)
         _, height, _, channels = self.dataset.train.images.shape
-        self.blueprint = Blueprint(config.backbone, len(self.dataset.classes), channels, height)
+        classes, normalised = len(self.dataset.classes), (self.dataset.mean, self.dataset.std)
+        self.blueprint = Blueprint(config.backbone, classes, channels, height, *normalised)
         self.batches = data.TrainBatches(
             self.dataset, config.dataset.augment, config.train.batch_size, self.device
         )
