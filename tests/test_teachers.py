@@ -146,8 +146,8 @@ class TestStage:
         found = stage(run, small[0])
         found.attach(run.blueprint.build())
         assert found.teacher is None  # on trial it may not be there yet
-        found.start(run.blueprint.build())
-        assert found.figures() == {"teacher_accuracy": small[1]["validation_accuracy"]}
+        found.start(model := run.blueprint.build())
+        assert found.finish(model) == {"teacher_accuracy": small[1]["validation_accuracy"]}
         assert "the dense network, the teacher: " in caplog.text
 
     def test_the_figures_of_the_stage_hold_the_accuracy(self, small, large, tmp_path):

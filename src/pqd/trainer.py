@@ -95,14 +95,14 @@ class Trainer:
         stage.attach(model)
         stage.start(model)
         history = self._fit(stage, model, checkpoint, on_epoch) if stage.trains else []
-        stage.finish(model)
+        further = stage.finish(model)
         tensors = model.state_dict().values()
         if not all(t.isfinite().all() for t in tensors):  # the last step may have been too far
             raise UserError(
                 f"the weights are not finite any more; a lower {kind.name}.lr usually helps"
             )
         last = history[-1] if history else {}
-        accuracy = self.validation_accuracy(model)  # what `finish` made of it
+        accuracy = self.validation_accuracy(model)  # `finish` may have changed it
         round_biases(model.cpu())
         save_network(model, self.blueprint, folder)
         if own := stage.modules.state_dict():
@@ -115,7 +115,8 @@ class Trainer:
             "validation_accuracy": accuracy,
             "sparsity": sparsity(model),
             "history": history,
-        } | stage.figures()
+            **further,
+        }
 
     def validation_accuracy(self, model: nn.Module) -> float:
         """Returns the accuracy of a network on the validation split, in %."""

@@ -103,6 +103,14 @@ class Stage:
     def before_step(self, model: fx.GraphModule, step: int) -> None:
         """Called before training step `step`, counted from 0 over the whole stage."""
 
+    def finish(self, model: fx.GraphModule) -> dict[str, Any]:
+        """Called when the network is trained, before it is saved; may change it, in place.
+
+        Returns:
+            Further figures of a `pqd.result.StageResult`.
+        """
+        return {}
+
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Computes the loss of a batch; by default the cross-entropy.
 
@@ -120,10 +128,3 @@ class Stage:
         """Returns the cross-entropy of logits [B, K] and labels [B], in float32."""
         smoothing = self.context.config.train.label_smoothing
         return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
-
-    def finish(self, model: fx.GraphModule) -> None:
-        """Called when the network is trained, before it is saved."""
-
-    def figures(self) -> dict[str, Any]:
-        """Returns what the stage found out, as fields of `pqd.result.StageResult`."""
-        return {}

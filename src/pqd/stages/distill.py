@@ -112,7 +112,7 @@ class Distill(Stage):
         if self.options.cache_logits:
             self.known = self._logits()
 
-    def figures(self) -> dict[str, Any]:
+    def finish(self, model: fx.GraphModule) -> dict[str, Any]:
         """Returns the accuracy of the teacher, in %."""
         return {"teacher_accuracy": self.teacher_accuracy}
 
