@@ -19,9 +19,10 @@ from pqd.devices import resolve_device, resolve_precision
 from pqd.schema import schema
 from pqd.stages import Context
 from pqd.stages.baseline import Baseline
-from pqd.stages.distill import Distill, frozen
+from pqd.stages.distill import Distill
 from pqd.stages.prune import PruneSettings, prunable_layers
 from pqd.stages.quantize import calibrate
+from pqd.stages.teachers import frozen
 from pqd.training import LossFn, make_optimizer, make_train_step
 
 VARIANTS = ("dense", "masked", "qat", "kd", "all")

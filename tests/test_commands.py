@@ -262,7 +262,7 @@ class TestFilesFromElsewhere:
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_kill_keep_what_is_finished(tmp_path, sent):
-    line = command(tmp_path, "order=pqd", "train.epochs.prune=1000")
+    line = command(tmp_path, "order=pqd", "prune.epochs=1000")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
         line,

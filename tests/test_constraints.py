@@ -149,7 +149,7 @@ class TestActivationFakeQuant:
 
     @pytest.mark.parametrize("eager", [True, False])
     def test_values_and_gradient(self, eager, monkeypatch):
-        monkeypatch.setattr(fake_quant, "_eager", lambda x: eager)  # else as on a GPU
+        monkeypatch.setattr(fake_quant, "eager", lambda x: eager)  # else as on a GPU
         quantizer = self.calibrated(torch.tensor([0.0, 255.0]))
         x = torch.tensor([-3.0, 0.4, 0.6, 254.5, 255.4, 300.0], requires_grad=True)
         y = quantizer(x)
@@ -161,7 +161,7 @@ class TestActivationFakeQuant:
         quantizer = self.calibrated(torch.tensor([-1.3, 2.9]))
         found = []
         for eager in (True, False):
-            monkeypatch.setattr(fake_quant, "_eager", lambda x, eager=eager: eager)
+            monkeypatch.setattr(fake_quant, "eager", lambda x, eager=eager: eager)
             x = torch.linspace(-2, 4, 10007, requires_grad=True)
             y = quantizer(x)
             y.backward(torch.arange(10007.0))

@@ -9,6 +9,7 @@ from pqd import identity, options
 from pqd.config import BASELINE, CacheConfig
 from pqd.options import Decides, option_of
 from pqd.stages import STAGES
+from pqd.stages.losses import LOSSES
 
 FACTS = {"images": "0123456789abcdef"}
 OTHER = {
@@ -27,11 +28,13 @@ SHARED = configs.config("pqd", cache=CacheConfig(True, "cache"))
 ALL = {key: given for key, _, given in options.leaves(SHARED)}
 
 
-def changed(settings, key):
+def changed(settings, key, new=None):
     """A copy of a configuration with another value under a dotted key."""
     name, _, rest = key.partition(".")
     value = getattr(settings, name)
-    return replace(settings, **{name: changed(value, rest) if rest else other(value)})
+    if rest:
+        return replace(settings, **{name: changed(value, rest, new)})
+    return replace(settings, **{name: other(value) if new is None else new})
 
 
 def other(value):
@@ -53,25 +56,28 @@ def _digests(monkeypatch):
     monkeypatch.setattr(identity, "content", lambda key, path: str(path))
 
 
+def shared(key):
+    """The configuration in which a setting counts: that of a loss does where the loss is used."""
+    name = key.split(".")[1] if key.count(".") == 2 else ""
+    return changed(SHARED, "distill.loss", name) if name in LOSSES else SHARED
+
+
 def with_other(key):
-    if key not in OTHER:
-        return changed(SHARED, key)
-    group, name = key.split(".")
-    return replace(SHARED, **{group: replace(getattr(SHARED, group), **{name: OTHER[key]})})
+    return changed(shared(key), key, OTHER.get(key))
 
 
 @pytest.mark.usefixtures("_digests")
 @pytest.mark.parametrize("key", ALL)
 def test_keys_waves_and_reports_agree(key):
-    changed_config, decides = with_other(key), ALL[key].decides
-    stages = [identity.stage_keys(c, FACTS) for c in (SHARED, changed_config)]
+    usual, changed_config, decides = shared(key), with_other(key), ALL[key].decides
+    stages = [identity.stage_keys(c, FACTS) for c in (usual, changed_config)]
     retrained = list(stages[0].values()) != list(stages[1].values())
     assert retrained == (decides in (Decides.OUTCOME, Decides.REPEAT))
 
-    measured = [identity.figures_of(c) for c in (SHARED, changed_config)]
+    measured = [identity.figures_of(c) for c in (usual, changed_config)]
     assert (measured[0] != measured[1]) == (decides is Decides.FIGURES)
 
-    wanted = [identity.wanted(c) for c in (SHARED, changed_config)]
+    wanted = [identity.wanted(c) for c in (usual, changed_config)]
     if key.startswith("cache."):  # another folder, or none that jobs share
         assert not set(wanted[0]) & set(wanted[1])
     else:
@@ -84,7 +90,7 @@ def test_keys_waves_and_reports_agree(key):
     # What a report knows of an option it knows from the same declaration.
     assert identity.option_at(key).decides is decides
 
-    same_run = identity.run_hash(SHARED) == identity.run_hash(changed_config)
+    same_run = identity.run_hash(usual) == identity.run_hash(changed_config)
     assert same_run == (decides is Decides.NOTHING)
 
 
@@ -92,7 +98,7 @@ def test_keys_waves_and_reports_agree(key):
 @pytest.mark.parametrize("key", [key for key in ALL if identity.owner(key)])
 def test_a_stages_setting_reaches_its_stage_and_those_after_it(key):
     stage = identity.owner(key)
-    before, after = (identity.stage_keys(c, FACTS) for c in (SHARED, with_other(key)))
+    before, after = (identity.stage_keys(c, FACTS) for c in (shared(key), with_other(key)))
     order = list(before)
     same = [name for name in order if before[name] == after[name]]
     assert same == order[: order.index(stage)]

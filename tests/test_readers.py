@@ -7,13 +7,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
-from pqd.runtimes import usable
 
 import odd_nets
 from nets import PreActivation, Residual, images, traced
 from pqd.constraints import attach as constrain
 from pqd.constraints.quantization import FakeQuantization
 from pqd.export.onnx_file import write_onnx
+from pqd.runtimes import usable
 from pqd.stages.quantize import calibrate
 
 

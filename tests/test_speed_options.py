@@ -9,7 +9,7 @@ from configs import stage
 from nets import Residual, images, traced
 from pqd.config import TrainConfig
 from pqd.data import Batch
-from pqd.stages.distill import frozen
+from pqd.stages.teachers import frozen
 from pqd.training import fit
 from test_training import GOLDEN, machine, one_thread  # noqa: F401
 

@@ -132,10 +132,11 @@ class TestDistill:
     def test_formula(self):
         logits, targets = torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[0.0, 3.0, 3.0]])
         loss = LOSSES["hinton"](settings("distill", temperature=2.0))
+        labels = torch.tensor([2])
         p, q = (targets / 2).softmax(1), (logits / 2).softmax(1)
         expected = 4 * (p * (p / q).log()).sum()
-        assert loss(logits, targets).item() == pytest.approx(expected.item())
-        assert loss(targets, targets).item() == 0.0
+        assert loss(logits, targets, labels).item() == pytest.approx(expected.item())
+        assert loss(targets, targets, labels).item() == 0.0
 
     def test_parts_add_up(self):
         model, teacher = traced(Residual), traced(Residual, seed=5).eval()

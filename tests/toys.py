@@ -95,7 +95,7 @@ class ToyLoss(Loss):
     name = "toy_loss"
     settings = ToyLossSettings
 
-    def __call__(self, logits, targets):
+    def __call__(self, logits, targets, labels):
         return (logits.float() - targets).abs().pow(self.options.power).mean()
 
 

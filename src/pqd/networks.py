@@ -9,25 +9,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from pqd import constraints, files
 from pqd.config import BackboneConfig
 from pqd.errors import UserError
+from pqd.weights import WEIGHTS, load_weights
 
 FORMAT = 2
 _WEIGHT_SOURCES = ("pretrained", "pretrained_cfg", "checkpoint_path")
-WEIGHTS, RECIPE = "model.safetensors", "recipe.json"
+RECIPE = "recipe.json"
 
 
 @dataclass(frozen=True)
 class Blueprint:
-    """What a backbone is built from."""
+    """What a backbone is built from, and the images it is for."""
 
     backbone: BackboneConfig
     classes: int
     channels: int
     image_size: int  # pixels
+    # how its images are normalised, in units of 1; None where an older file does not say
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
     def build(self) -> fx.GraphModule:
         """Builds the dense network; weights come from torch's global generator."""
@@ -61,7 +65,7 @@ def load_network(path: Path, *, quantized: bool = True) -> fx.GraphModule:
     Raises:
         UserError: a file is missing, is no recipe of this format, or does not fit the backbone.
     """
-    folder = path if path.is_dir() else path.parent
+    folder = path.parent if path.is_file() else path
     recipe = _recipe(folder)
     model = _blueprint(recipe).build()
     constraints.rebuild(model, recipe["constraints"])
@@ -71,46 +75,13 @@ def load_network(path: Path, *, quantized: bool = True) -> fx.GraphModule:
     return model
 
 
-def load_blueprint(folder: Path) -> Blueprint:
-    """Reads what the dense network in a folder written by `save_network` is built from.
+def load_blueprint(path: Path) -> Blueprint:
+    """Reads what the dense network in a folder (as of `load_network`) is built from.
 
     Raises:
         UserError: the folder holds no recipe of this format.
     """
-    return _blueprint(_recipe(folder))
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Loads a state dict stored as safetensors, e.g. the user's own dense network.
-
-    Raises:
-        UserError: the file is missing, no safetensors, or its tensors do not fit the network.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        state = load_file(path)
-    except OSError:
-        raise UserError(f"checkpoint {path} does not exist or cannot be read") from None
-    except SafetensorError as error:
-        raise UserError(
-            f"checkpoint {path} is not a safetensors file ({error}); "
-            "write one with safetensors.torch.save_file(model.state_dict(), path)"
-        ) from None
-    wanted = model.state_dict()
-    wrong = [
-        f"{name} is {tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    missing = [f"{name} is missing" for name in wanted if name not in state]
-    extra = [f"{name} is unknown" for name in state if name not in wanted]
-    problems = wrong + missing + extra
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise UserError(f"checkpoint {path} does not fit the backbone: {problems[0]}{more}")
-    model.load_state_dict(state)
+    return _blueprint(_recipe(path.parent if path.is_file() else path))
 
 
 def _recipe(folder: Path) -> dict[str, Any]:
@@ -140,4 +111,6 @@ def _blueprint(recipe: dict[str, Any]) -> Blueprint:
     backbone = BackboneConfig(**recipe["blueprint"]["backbone"])
     # The weights are in the file beside the recipe; a recipe must not fetch or open others.
     backbone.kwargs = {k: v for k, v in backbone.kwargs.items() if k not in _WEIGHT_SOURCES}
-    return Blueprint(**recipe["blueprint"] | {"backbone": backbone})
+    given: dict[str, Any] = recipe["blueprint"] | {"backbone": backbone}
+    given |= {key: tuple(value) for key, value in given.items() if isinstance(value, list)}
+    return Blueprint(**given)

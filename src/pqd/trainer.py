@@ -40,7 +40,8 @@ class Trainer:
         self.precision = devices.resolve_precision(config.train.precision, self.device)
         self.dataset = data.load_dataset(config.dataset)
         _, height, _, channels = self.dataset.train.images.shape
-        self.blueprint = Blueprint(config.backbone, len(self.dataset.classes), channels, height)
+        classes, normalised = len(self.dataset.classes), (self.dataset.mean, self.dataset.std)
+        self.blueprint = Blueprint(config.backbone, classes, channels, height, *normalised)
         self.batches = data.TrainBatches(
             self.dataset, config.dataset.augment, config.train.batch_size, self.device
         )
@@ -95,13 +96,14 @@ class Trainer:
         stage.attach(model)
         stage.start(model)
         history = self._fit(stage, model, checkpoint, on_epoch) if stage.trains else []
+        further = stage.finish(model)
         tensors = model.state_dict().values()
         if not all(t.isfinite().all() for t in tensors):  # the last step may have been too far
             raise UserError(
                 f"the weights are not finite any more; a lower {kind.name}.lr usually helps"
             )
         last = history[-1] if history else {}
-        accuracy = last.get("validation_accuracy") or self.validation_accuracy(model)
+        accuracy = self.validation_accuracy(model)  # `finish` may have changed it
         round_biases(model.cpu())
         save_network(model, self.blueprint, folder)
         if own := stage.modules.state_dict():
@@ -114,6 +116,7 @@ class Trainer:
             "validation_accuracy": accuracy,
             "sparsity": sparsity(model),
             "history": history,
+            **further,
         }
 
     def validation_accuracy(self, model: nn.Module) -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 CODE_MAX = 255  # activations are UINT8
-_TINY = 1e-12  # the scale of a range that is a single point
+TINY = 1e-12  # the scale of a range that is a single point
 
 
 class WeightFakeQuant(nn.Module):
@@ -27,7 +27,7 @@ class WeightFakeQuant(nn.Module):
     def scale(self, weight: Tensor) -> Tensor:
         """Returns the scale of each output channel: `[K, C, R, S]` gives `[K, 1, 1, 1]`."""
         largest = weight.detach().abs().amax(dim=tuple(range(1, weight.ndim)), keepdim=True)
-        return (largest / self.code_max).clamp_min(_TINY)
+        return (largest / self.code_max).clamp_min(TINY)
 
     def codes(self, weight: Tensor) -> Tensor:
         """Returns the integer codes of `weight` as INT8, same shape."""
@@ -58,18 +58,30 @@ class ActivationFakeQuant(nn.Module):
         """
         super().__init__()
         self.calls = calls
-        self.register_buffer("scale", torch.tensor(1 / CODE_MAX))
+        self.hold(torch.tensor(1 / CODE_MAX))
         self.register_buffer("zero_point", torch.tensor(0.0))
         self.observing = False
         self._ranges: list[Tensor] = []
 
+    def hold(self, scale: Tensor) -> None:
+        """Makes `scale` part of the state."""
+        self.register_buffer("scale", scale)
+
+    def set_scale(self, scale: Tensor) -> None:
+        """Sets the scale, in place."""
+        self.scale.copy_(scale)
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Rounds `x` of any shape to its codes; outside the range the gradient is zero."""
+        quantized: Tensor = _FakeQuantize.apply(x, self.scale, self.zero_point)
+        return quantized
+
     def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantizes `x` of any shape; outside the range the gradient is zero."""
+        """Fake-quantizes `x` of any shape, or observes it."""
         if self.observing:
             self._ranges.append(torch.stack(torch.aminmax(x.detach())).float())
             return x
-        quantized: Tensor = _FakeQuantize.apply(x, self.scale, self.zero_point)
-        return quantized
+        return self.quantize(x)
 
     def end_observation(self) -> None:
         """Sets scale and zero point from the batches seen since `observing` was switched on."""
@@ -79,7 +91,7 @@ class ActivationFakeQuant(nn.Module):
         low, high = batches.mean(0)
         self._ranges = []
         low, high = low.clamp_max(0), high.clamp_min(0)
-        self.scale.copy_(((high - low) / CODE_MAX).clamp_min(_TINY))
+        self.set_scale(((high - low) / CODE_MAX).clamp_min(TINY))
         self.zero_point.copy_(torch.round(-low / self.scale).clamp(0, CODE_MAX))
 
 
@@ -101,7 +113,7 @@ class _FakeQuantize(torch.autograd.Function):
         # Rounding first, as QuantizeLinear does: round(x / scale) + zero_point, then saturation.
         codes = (x / scale).round_()
         low, high = -zero_point, CODE_MAX - zero_point
-        codes = codes.clamp_(low.item(), high.item()) if _eager(x) else codes.clamp(low, high)
+        codes = codes.clamp_(low.item(), high.item()) if eager(x) else codes.clamp(low, high)
         return codes.mul_(scale)
 
     @staticmethod
@@ -109,14 +121,14 @@ class _FakeQuantize(torch.autograd.Function):
         x, scale, zero_point = ctx.saved_tensors
         # What rounds to a code in [0, 255] lies between these.
         low, high = (-0.5 - zero_point) * scale, (CODE_MAX + 0.5 - zero_point) * scale
-        if _eager(x):
+        if eager(x):
             inside = torch.ops.aten.hardtanh_backward(grad, x, low.item(), high.item())
         else:
             inside = torch.where((x > low) & (x < high), grad, 0.0)
         return inside, None, None
 
 
-def _eager(x: Tensor) -> bool:
+def eager(x: Tensor) -> bool:
     """Whether bounds had better be numbers.
 
     On a CPU one pass then does what takes ten with tensors (bf16, torch 2.13). On a GPU a number

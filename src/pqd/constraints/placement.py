@@ -8,7 +8,10 @@ a runtime fuses convolution and ReLU. A quantizer never stands between two float
 second may not bear what the first cannot give, such as the logarithm of a zero.
 """
 
-from torch import fx
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor, fx
 
 from pqd.constraints.fake_quant import ActivationFakeQuant, WeightFakeQuant
 from pqd.constraints.parametrization import attach, detach_last, find
@@ -16,6 +19,16 @@ from pqd.errors import UserError
 from pqd.graph.view import Graph
 
 PREFIX = "activation_quantizers"
+
+
+class Quantizers(NamedTuple):
+    """What makes the fake-quantizers of a network."""
+
+    weight: Callable[[int, Tensor], WeightFakeQuant]  # of the largest code and the weight
+    activation: Callable[[int], ActivationFakeQuant]  # of the places that share it
+
+
+ABS_MAX = Quantizers(lambda code_max, _: WeightFakeQuant(code_max), ActivationFakeQuant)
 
 
 class Placement:
@@ -89,12 +102,15 @@ class Placement:
         )
 
 
-def insert_fake_quants(model: fx.GraphModule, code_max: int) -> None:
+def insert_fake_quants(
+    model: fx.GraphModule, code_max: int, quantizers: Quantizers = ABS_MAX
+) -> None:
     """Attaches fake-quantizers to a traced network, in place.
 
     Args:
         model: a traced network whose convolutions and linear layers may carry masks.
         code_max: the largest weight code, 127 for 8 bits.
+        quantizers: what makes them.
 
     Raises:
         UserError: a layer pads with something else than zeros, which ONNX's convolutions do not.
@@ -105,12 +121,13 @@ def insert_fake_quants(model: fx.GraphModule, code_max: int) -> None:
         padding = getattr(graph.modules[name], "padding_mode", "zeros")
         if padding != "zeros":
             raise UserError(f"backbone layer {name} pads with padding_mode={padding}; only zeros")
-        attach(graph.modules[name], WeightFakeQuant(code_max), first=False)
+        layer = graph.modules[name]
+        attach(layer, quantizers.weight(code_max, layer.weight), first=False)
     placement = Placement(graph)
     groups = [[(node, placement.readers(node)) for node in group] for group in placement.groups()]
     for group in groups:
         name = f"{PREFIX}.{group[0][0].name}"
-        model.add_submodule(name, ActivationFakeQuant(calls=len(group)))
+        model.add_submodule(name, quantizers.activation(len(group)))
         for node, readers in group:
             with model.graph.inserting_after(node):
                 quantized = model.graph.call_module(name, (node,))

@@ -5,11 +5,13 @@ from pathlib import Path
 
 from torch import fx
 
-from pqd.config import BASELINE, StageSettings
-from pqd.networks import load_weights
+from pqd.config import BASELINE, Config, StageSettings
+from pqd.errors import UserError
 from pqd.options import option
 from pqd.stages.base import Context, Stage
+from pqd.stages.outside import examine
 from pqd.stages.registry import STAGES
+from pqd.weights import load_checkpoint
 
 
 @dataclass
@@ -18,7 +20,9 @@ class BaselineSettings(StageSettings):
 
     epochs: int = option(200, low=1)
     lr: float = option(0.1, above=0)
-    checkpoint: str | None = option(None, digest=True)  # its state dict; nothing is trained then
+    # weights to start from: .safetensors, or a file of torch.save; nothing is trained then,
+    checkpoint: str | None = option(None, digest=True)
+    new_head: bool = False  # unless the classifier is new: then all of the network is
 
 
 @STAGES.register
@@ -29,11 +33,33 @@ class Baseline(Stage):
     settings = BaselineSettings
 
     def __init__(self, context: Context) -> None:
-        """Trains only where there is no checkpoint."""
+        """Trains only where something is left to be trained."""
         super().__init__(context)
-        self.trains = self.options.checkpoint is None
+        self.trains = self.options.checkpoint is None or self.options.new_head
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Sees to it that a new classifier is asked for only where another one would be loaded.
+
+        Raises:
+            UserError: it is asked for without a checkpoint.
+        """
+        settings = config.of(cls.name)
+        assert isinstance(settings, BaselineSettings)
+        if settings.new_head and settings.checkpoint is None:
+            raise UserError("baseline.new_head=true needs baseline.checkpoint=FILE to start from")
 
     def attach(self, model: fx.GraphModule) -> None:
-        """Loads the checkpoint, if there is one."""
+        """Loads the checkpoint, if there is one.
+
+        Raises:
+            UserError: see `load_checkpoint`.
+        """
+        if self.options.checkpoint is not None:
+            path = Path(self.options.checkpoint)
+            load_checkpoint(model, path, new_head=self.options.new_head)
+
+    def start(self, model: fx.GraphModule) -> None:
+        """Shows what the loaded network is worth, before anything builds on it."""
         if not self.trains:
-            load_weights(model, Path(self.options.checkpoint))
+            examine(self.context, model, f"baseline.checkpoint={self.options.checkpoint}")

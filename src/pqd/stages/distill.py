@@ -2,22 +2,23 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, make_dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.experimental import optimization
 
 from pqd import data
 from pqd.config import BASELINE, Config, StageSettings
 from pqd.data import Batch
 from pqd.errors import UserError
-from pqd.networks import load_network
 from pqd.options import option
+from pqd.stages import teachers
 from pqd.stages.base import Context, Digest, Stage
 from pqd.stages.losses import LOSSES
+from pqd.stages.outside import examine
 from pqd.stages.registry import STAGES
+from pqd.stages.teachers import ForeignTeacher, Spec
 
 
 @dataclass
@@ -29,8 +30,10 @@ class DistillSettings(StageSettings):
     loss: str = option("hinton", choices=lambda: LOSSES)  # a file of pqd.stages.losses
     temperature: float = option(4.0, above=0)  # divides the logits of both
     alpha: float = option(0.9, low=0, high=1)  # the teacher's share of the loss
-    # folder of a network saved by pqd; None is the run's own dense network
-    teacher: str | None = option(None, digest=True)
+    # the folder of a network saved by pqd, or backbone=NAME and checkpoint=FILE; nothing of that
+    # is the run's own dense network
+    teacher: Any = option(ForeignTeacher, digest=True)
+    teachers: list[Any] = option([])  # several instead, whose logits are averaged
     cache_logits: bool = False  # run the teacher once per image; without augmentation only
 
 
@@ -41,14 +44,15 @@ class Distill(Stage):
     name = "distill"
     letter = "d"
     settings = DistillSettings
-    version = 2
+    version = 3
     colour = "#e0a33b"
 
     def __init__(self, context: Context) -> None:
         """Prepares the loss; the teacher may not be trained yet."""
         super().__init__(context)
         self.distance = LOSSES[self.options.loss](self.options)
-        self.teacher: fx.GraphModule | None = None
+        self.teacher: nn.Module | None = None
+        self.teacher_accuracy: float | None = None
         self.known: Tensor | None = None
 
     @classmethod
@@ -66,10 +70,11 @@ class Distill(Stage):
         """Sees to it that logits are known beforehand only where images do not change.
 
         Raises:
-            UserError: they do.
+            UserError: they do; or the teacher is none.
         """
         settings = config.of(cls.name)
         assert isinstance(settings, DistillSettings)
+        teachers.parse(settings.teacher, settings.teachers)
         if settings.cache_logits and config.dataset.augment:
             raise UserError(
                 "distill.cache_logits=true needs images that are the same in every epoch: "
@@ -86,30 +91,36 @@ class Distill(Stage):
         unused = tuple(f"{cls.name}.{loss}." for loss in LOSSES if loss != settings.loss)
         found = super().identity(config, keys, digest)
         found = {key: value for key, value in found.items() if not key.startswith(unused)}
-        return found if settings.teacher else found | {f"{cls.name}.teacher": keys[BASELINE]}
+        if settings.teacher in (None, ForeignTeacher()) and not settings.teachers:
+            return found | {f"{cls.name}.teacher": keys[BASELINE]}
+        several = [teachers.content(given, digest) for given in settings.teachers]
+        return found | {f"{cls.name}.teachers": several}
 
     def attach(self, model: fx.GraphModule) -> None:
-        """Loads the teacher, if it is another network than the run's own.
+        """Loads the teachers, if they are other networks than the run's own.
 
         Raises:
-            UserError: it is no network of pqd, or takes or returns something else.
+            UserError: see `pqd.stages.teachers.load`.
         """
-        if self.options.teacher:
-            self.teacher = self._load(Path(self.options.teacher))
+        if specs := teachers.parse(self.options.teacher, self.options.teachers):
+            self._ask({teachers.name_of(spec): spec for spec in specs})
 
     def start(self, model: fx.GraphModule) -> None:
         """Loads the run's dense network as the teacher, and asks it where that is done once."""
         if self.teacher is None:
-            assert self.context.baseline is not None
-            self.teacher = self._load(self.context.baseline)
+            self._ask({"the dense network, the teacher": str(self.context.baseline)})
         if self.options.cache_logits:
             self.known = self._logits()
+
+    def finish(self, model: fx.GraphModule) -> dict[str, Any]:
+        """Returns the accuracy of the teacher, in %."""
+        return {"teacher_accuracy": self.teacher_accuracy}
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Computes (1 - alpha) task loss + alpha distance to the teacher."""
         logits = model(batch.images)
         task_loss = self.task_loss(logits, batch.labels)
-        kd_loss = self.distance(logits, self._targets(batch))
+        kd_loss = self.distance(logits, self._targets(batch), batch.labels)
         alpha = self.options.alpha
         loss = (1 - alpha) * task_loss + alpha * kd_loss
         return {"loss": loss, "task_loss": task_loss, "kd_loss": kd_loss, "logits": logits}
@@ -122,17 +133,16 @@ class Distill(Stage):
             targets = self.teacher(batch.images)
         return targets.clone()  # outside, as what the loss keeps for its gradient
 
-    def _load(self, folder: Path) -> fx.GraphModule:
-        context = self.context
-        teacher = frozen(load_network(folder)).to(context.device)
-        images = next(context.batches.epoch(0)).images
-        classes, wanted = teacher(images[:1]).shape[1], len(context.dataset.classes)
-        if classes != wanted:
-            raise UserError(
-                f"distill.teacher={folder} has {classes} classes, "
-                f"dataset {context.dataset.name} has {wanted}"
-            )
-        return teacher
+    def _ask(self, specs: Mapping[str, Spec]) -> None:
+        """Loads the teachers, given by name, and shows what they are worth."""
+        found = [teachers.load(spec, self.context.dataset) for spec in specs.values()]
+        accuracies = list(map(partial(examine, self.context), found, specs))
+        if len(found) == 1:
+            self.teacher, self.teacher_accuracy = found[0], accuracies[0]
+        else:
+            self.teacher = teachers.Average(found)
+            name = f"{teachers.KEY}, the mean of {len(found)}"
+            self.teacher_accuracy = examine(self.context, self.teacher, name)
 
     @torch.no_grad()
     def _logits(self) -> Tensor:
@@ -142,12 +152,3 @@ class Distill(Stage):
         split = context.dataset.train
         batches = data.eval_batches(split, context.dataset, size, context.device)
         return torch.cat([self.teacher(images) for images, _ in batches])
-
-
-def frozen(teacher: fx.GraphModule) -> fx.GraphModule:
-    """Returns a teacher, in evaluation mode, as it runs fastest: batch norms are folded away.
-
-    Those behind convolutions that carry no mask or fake-quantizer, that is.
-    """
-    folded = optimization.fuse(teacher.eval(), no_trace=True).requires_grad_(False)
-    return folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -10,10 +11,13 @@ from torch import Tensor, fx, nn
 from pqd.config import Config, StageSettings
 from pqd.constraints import attach
 from pqd.constraints.fake_quant import activation_fake_quants
+from pqd.constraints.lsq import LearnedSteps
 from pqd.constraints.quantization import FakeQuantization
 from pqd.options import option
 from pqd.stages.base import Context, Stage
 from pqd.stages.registry import STAGES
+
+QUANTIZERS = {"abs_max": FakeQuantization, "lsq": LearnedSteps}
 
 
 @dataclass
@@ -25,9 +29,13 @@ class QuantizeSettings(StageSettings):
     # codes of b bits lie in [-(2^(b-1) - 1), 2^(b-1) - 1]; fewer make the package smaller and run
     # in the same INT8 kernels
     weight_bits: int = option(8, low=2, high=8, tag="w")
+    # abs_max: scales follow the largest weights and calibrated ranges; lsq: they are trained
+    quantizer: str = option("abs_max", choices=tuple(QUANTIZERS))
     calibration_batches: int = option(16, low=1)  # before each epoch until ranges are fixed
     freeze_observers: float = option(0.5, low=0, high=1)  # share of the epochs; then ranges are
     freeze_batch_norm: float = option(0.75, low=0, high=1)  # then batch-norm statistics are, too
+    # at the end, estimate these anew from calibration_batches; null does so below 8 bits
+    reestimate_batch_norm: bool | None = None
 
 
 @STAGES.register
@@ -47,8 +55,10 @@ class Quantize(Stage):
     def __init__(self, context: Context) -> None:
         """Plans until when ranges and batch-norm statistics follow the network."""
         super().__init__(context)
-        # At least one calibration, however short the stage.
-        self.calibrated_epochs = max(1, round(self.options.freeze_observers * context.epochs))
+        # At least one calibration, however short the stage; learned steps only start from it.
+        learned = self.options.quantizer == "lsq"
+        followed = 1 if learned else round(self.options.freeze_observers * context.epochs)
+        self.calibrated_epochs = max(1, followed)
         self.batch_norm_epochs = round(self.options.freeze_batch_norm * context.epochs)
 
     @classmethod
@@ -67,7 +77,8 @@ class Quantize(Stage):
 
     def attach(self, model: fx.GraphModule) -> None:
         """Inserts fake-quantizers of weights and activations."""
-        attach(model, FakeQuantization(2 ** (self.options.weight_bits - 1) - 1))
+        constraint = QUANTIZERS[self.options.quantizer]
+        attach(model, constraint(2 ** (self.options.weight_bits - 1) - 1))
 
     def before_step(self, model: fx.GraphModule, step: int) -> None:
         """At the start of an epoch: calibrates, or freezes batch norm, if it is time to."""
@@ -83,6 +94,19 @@ class Quantize(Stage):
             for module in model.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
+
+    def finish(self, model: fx.GraphModule) -> dict[str, Any]:
+        """Estimates batch-norm statistics anew, where that is asked for.
+
+        With few bits they lag behind: weights jump between codes from step to step (Nagel et al.
+        2022, arXiv 2203.11086, section 3.2).
+        """
+        wanted = self.options.reestimate_batch_norm
+        if self.options.weight_bits < 8 if wanted is None else wanted:
+            batches = self.context.batches.epoch(self.context.seed + self.context.epochs)
+            drawn = islice(batches, self.options.calibration_batches)
+            reestimate_batch_norm(model, (batch.images for batch in drawn))
+        return {}
 
 
 @torch.no_grad()
@@ -101,3 +125,25 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
         model(images)
     for quantizer in quantizers:
         quantizer.end_observation()
+
+
+@torch.no_grad()
+def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Sets batch-norm statistics to the mean of those of some batches; leaves eval mode on.
+
+    Args:
+        model: the network as it will be deployed, but for its batch norms.
+        batches: images, [B, C, H, W] each; at least one batch.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    usual = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # torch then averages over all batches alike
+        norm.train()
+    for images in batches:
+        model(images)
+    for norm, momentum in zip(norms, usual, strict=True):
+        norm.momentum = momentum
+        norm.eval()

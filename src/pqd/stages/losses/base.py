@@ -21,14 +21,15 @@ class Loss:
     def __init__(self, settings: Any) -> None:
         """Takes the settings of the stage, among which are its own."""
         self.temperature: float = settings.temperature
-        self.options = getattr(settings, self.name, None)
+        self.options: Any = getattr(settings, self.name, None)
 
-    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Returns the loss, a scalar.
+    def __call__(self, logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+        """Returns the loss, a scalar in float32.
 
         Args:
             logits: the student's, [B, K].
             targets: the teacher's, [B, K].
+            labels: the true classes, int64 [B].
         """
         raise NotImplementedError
 

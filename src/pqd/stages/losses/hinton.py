@@ -15,7 +15,7 @@ class Hinton(Loss):
 
     name = "hinton"
 
-    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
         """See `Loss`."""
         student = F.log_softmax(logits.float() / self.temperature, dim=1)
         teacher = F.log_softmax(targets.float() / self.temperature, dim=1)

@@ -1,0 +1,181 @@
+"""Learned step size quantization: Esser et al. 2020, arXiv 1902.08153.
+
+The step (what other quantizers call scale) of every weight channel and every activation is a
+parameter, trained with the weights. Of v_hat = s clip(round(v / s), -Q_N, Q_P) the gradient is
+
+    d v_hat / d s = round(v / s) - v / s    where -Q_N < v / s < Q_P,
+                    -Q_N or Q_P             where v / s is below or above          (eq. 3)
+    d v_hat / d v = 1 between the two, 0 outside                                    (eq. 5)
+
+and that of a step is multiplied by 1 / sqrt(n Q_P), where n values share the step, so that steps
+and weights learn at one pace (section 2.2). Steps are not decayed.
+
+One thing is not the paper's: a step stays in an interval. One that a few large gradients took to 0
+would silence its channel for good, and one that is larger than the largest weight needs only
+wastes codes.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from pqd.constraints.base import CONSTRAINTS
+from pqd.constraints.fake_quant import (
+    CODE_MAX,
+    ActivationFakeQuant,
+    WeightFakeQuant,
+    eager,
+)
+from pqd.constraints.placement import Quantizers, insert_fake_quants
+from pqd.constraints.quantization import FakeQuantization
+
+_FREEDOM = 4.0  # how far a step may move from what abs-max would have
+_INSIDE = 1 + 1e-6  # the largest weight is not clipped, however the division is rounded
+
+
+class LearnedWeightFakeQuant(WeightFakeQuant):
+    """Parametrization of a weight: symmetric, with one learned step per output channel."""
+
+    def __init__(self, code_max: int, weight: Tensor) -> None:
+        """Starts with the step 2 mean |w| / sqrt(Q_P) of the paper, over weights that are not 0.
+
+        Args:
+            code_max: codes lie in [-code_max, code_max].
+            weight: what is quantized, [K, ...].
+        """
+        super().__init__(code_max)
+        magnitudes = weight.detach().abs().flatten(1)
+        mean = magnitudes.sum(1) / magnitudes.count_nonzero(1).clamp_min(1)
+        step = 2 * mean / math.sqrt(code_max)
+        self.step = nn.Parameter(step.view(-1, *[1] * (weight.ndim - 1)))
+
+    def no_weight_decay(self) -> list[str]:
+        """Names what must not be pulled to 0."""
+        return ["step"]
+
+    def scale(self, weight: Tensor) -> Tensor:
+        """Returns the step of each output channel: `[K, C, R, S]` gives `[K, 1, 1, 1]`.
+
+        It is at most what the largest weight of the channel needs, and at least a quarter of that.
+        """
+        largest = super().scale(weight) * _INSIDE
+        return torch.minimum(torch.maximum(self.step.detach(), largest / _FREEDOM), largest)
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """Returns the integer codes of `weight` as INT8, same shape."""
+        codes = torch.round(weight / self.scale(weight))
+        return codes.clamp(-self.code_max, self.code_max).to(torch.int8)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Returns `weight` rounded to its codes; same shape."""
+        step = _stepped(self, self.scale(weight))
+        rounded: Tensor = _LearnedRound.apply(weight, step, self.code_max)
+        return rounded
+
+
+class LearnedActivationFakeQuant(ActivationFakeQuant):
+    """As its base, with a learned step; the zero point is that of the calibration."""
+
+    calibrated: Tensor
+
+    def hold(self, scale: Tensor) -> None:
+        """Makes `scale` a parameter."""
+        self.step = nn.Parameter(scale)
+        self.register_buffer("calibrated", scale.clone())
+
+    @property
+    def scale(self) -> Tensor:  # type: ignore[override]
+        """The step: between a quarter and four times what it was calibrated to."""
+        low, high = self.calibrated / _FREEDOM, self.calibrated * _FREEDOM
+        return torch.minimum(torch.maximum(self.step.detach(), low), high)
+
+    def set_scale(self, scale: Tensor) -> None:
+        """Sets the step, in place, without a gradient."""
+        self.step.detach().copy_(scale)
+        self.calibrated.copy_(scale)
+
+    def no_weight_decay(self) -> list[str]:
+        """Names what must not be pulled to 0."""
+        return ["step"]
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Rounds `x` of shape [B, ...] to its codes."""
+        step = _stepped(self, self.scale)
+        quantized: Tensor = _LearnedFakeQuantize.apply(x, step, self.zero_point)
+        return quantized
+
+
+@CONSTRAINTS.register
+class LearnedSteps(FakeQuantization):
+    """Fake-quantizers whose steps are trained with the weights."""
+
+    name = "lsq"
+
+    def attach(self, model: fx.GraphModule) -> None:
+        """Starts with steps that fit the weights; activations are uncalibrated, in [0, 1].
+
+        Raises:
+            UserError: a layer cannot be deployed as integers.
+        """
+        kinds = Quantizers(LearnedWeightFakeQuant, LearnedActivationFakeQuant)
+        insert_fake_quants(model, self.code_max, kinds)
+
+
+class _LearnedRound(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, step: Tensor, code_max: int) -> Tensor:
+        ctx.save_for_backward(weight, step)
+        ctx.code_max = code_max
+        return (weight / step).round_().clamp_(-code_max, code_max).mul_(step)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        weight, step = ctx.saved_tensors
+        ratio, bound = weight / step, ctx.code_max
+        grad_weight = torch.where(ratio.abs() <= bound, grad, 0.0)
+        codes = ratio.round().clamp_(-bound, bound)
+        shared = tuple(range(1, weight.ndim))
+        grad_step = (grad * codes - grad_weight * ratio).sum(shared, keepdim=True)
+        return grad_weight, grad_step / math.sqrt(weight[0].numel() * bound), None
+
+
+class _LearnedFakeQuantize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, step: Tensor, zero_point: Tensor) -> Tensor:
+        codes = (x / step).round_()
+        low, high = -zero_point, CODE_MAX - zero_point
+        codes = codes.clamp_(low.item(), high.item()) if eager(x) else codes.clamp(low, high)
+        quantized = codes.mul_(step)
+        # Both are kept by the layers before and behind: saving them costs no memory.
+        ctx.save_for_backward(x, quantized, step, zero_point)
+        return quantized
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, quantized, step, zero_point = ctx.saved_tensors
+        low, high = -zero_point * step, (CODE_MAX - zero_point) * step
+        if eager(x):
+            inside = torch.ops.aten.hardtanh_backward(grad, x, low.item(), high.item())
+        else:
+            inside = torch.where((x > low) & (x < high), grad, 0.0)
+        # Eq. 3 times s: clipped values are codes -Q_N and Q_P, the others differ by their rounding.
+        grad_step = (_dot(grad, quantized) - _dot(inside, x)) / step
+        gain = 1 / math.sqrt(x[0].numel() * CODE_MAX)
+        return inside, (grad_step * gain).to(step.dtype), None
+
+
+def _stepped(
+    quantizer: LearnedWeightFakeQuant | LearnedActivationFakeQuant, scale: Tensor
+) -> Tensor:
+    """Returns the scale to compute with: in training the step itself, moved into its interval."""
+    if not quantizer.training:
+        return scale
+    with torch.no_grad():
+        quantizer.step.copy_(scale)
+    return quantizer.step
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(dtype=torch.float32)

@@ -1,0 +1,43 @@
+"""What comes from outside is shown on the validation split before anything relies on it."""
+
+import logging
+import math
+
+from torch import nn
+
+from pqd import data, training
+from pqd.stages.base import Context
+
+log = logging.getLogger(__name__)
+
+
+def examine(context: Context, network: nn.Module, name: str) -> float:
+    """Logs the accuracy of a network on the validation split; warns if it may well be guessing.
+
+    Args:
+        context: of the run.
+        network: maps its images [B, C, H, W] to logits [B, K]; moved to its device, left in
+            evaluation mode.
+        name: of the network, in messages.
+
+    Returns:
+        The accuracy in %.
+    """
+    split, size = context.dataset.validation, context.config.train.eval_batch_size
+    network.to(context.device)
+    batches = data.eval_batches(split, context.dataset, size, context.device)
+    accuracy = training.evaluate(network, batches)
+    log.info("%s: %.2f %% of the validation split", name, accuracy)
+    # Always the most frequent class is right so often; three standard deviations above may be luck.
+    share = int(split.labels.bincount().max()) / len(split)
+    if accuracy <= 100 * (share + 3 * math.sqrt(share * (1 - share) / len(split))):
+        log.warning(
+            "%s is no better than chance: is it the right network, for these classes in this "
+            "order, and were its images normalised alike (mean %s, deviation %s)?",
+            name,
+            *(
+                [round(value, 3) for value in of]
+                for of in (context.dataset.mean, context.dataset.std)
+            ),
+        )
+    return accuracy
