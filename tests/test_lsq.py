@@ -19,7 +19,8 @@ from pqd.constraints.mask import Masks, masks, set_masks
 from pqd.constraints.parametrization import find
 from pqd.constraints.quantization import FakeQuantization
 from pqd.data import Batch
-from pqd.export.deploy import deployed, round_biases
+from pqd.constraints.integers import round_biases
+from pqd.export.deploy import deployed
 from pqd.export.onnx_file import write_onnx
 from pqd.networks import Blueprint, load_network, save_network
 from pqd.stages.quantize import calibrate, reestimate_batch_norm
