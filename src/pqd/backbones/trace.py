@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from pqd.errors import UserError
+from pqd.graph.strides import stride_before_narrow_convolutions
 
 
 def trace(net: nn.Module, name: str) -> fx.GraphModule:
@@ -50,7 +51,7 @@ def trace(net: nn.Module, name: str) -> fx.GraphModule:
                 "between training and evaluation without being a layer of its own"
             )
     _check_layers(graphs[0], net, name)
-    _stride_before_narrow_convolutions(graphs[0], net)
+    stride_before_narrow_convolutions(graphs[0], net)
     return fx.GraphModule(net, graphs[0], class_name=type(net).__name__)
 
 
@@ -139,29 +140,6 @@ def _unchanged(node: fx.Node, net: nn.Module) -> fx.Node | None:
     if node.target is operator.add and 0 in [a for a in node.args if isinstance(a, int)]:
         return node.all_input_nodes[0]
     return None
-
-
-def _stride_before_narrow_convolutions(graph: fx.Graph, net: nn.Module) -> None:
-    """Takes the stride out of 1x1 convolutions whose weight gradient oneDNN gets wrong.
-
-    In channels_last it writes past its buffer when the channels do not fill a vector: wrong
-    gradients or a crash (oneDNN issue 6035). A 1x1 pool before them gives the very same numbers.
-    """
-    vector = 16  # float32 in AVX-512
-    for node in graph.nodes:
-        layer = net.get_submodule(node.target) if node.op == "call_module" else None
-        if (
-            type(layer) is nn.Conv2d
-            and layer.kernel_size == (1, 1)
-            and layer.stride != (1, 1)
-            and layer.padding in ((0, 0), "valid")
-            and layer.in_channels < vector
-        ):
-            path = f"{node.target.replace('.', '_')}_stride"
-            net.add_module(path, nn.MaxPool2d(1, layer.stride))
-            layer.stride = (1, 1)
-            with graph.inserting_before(node):
-                node.args = (graph.call_module(path, node.args),)
 
 
 def _untraceable(name: str, error: Exception, place: str) -> UserError:

@@ -6,9 +6,9 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.utils._pytree import tree_iter, tree_map
 
-from pqd.constraints.fake_quant import ActivationFakeQuant
 from pqd.graph.view import Graph
 
 Side = Literal["out", "in"]
@@ -28,6 +28,7 @@ _ACTIVATIONS = _named(
     *("hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "elu", "selu", "celu", "softplus"),
     *("clamp", "clamp_", "neg", "abs"),
 )
+_PASSES = {"Dropout", "Dropout2d", "DropPath", "ActivationFakeQuant"}  # in evaluation mode
 _ARITHMETIC = _named("add", "iadd", "add_", "sub", "isub", "sub_", "mul", "imul", "mul_")
 _MEAN = _named("mean")
 _MIXING = {nn.Softmax, nn.Softmax2d, nn.Softmin, nn.LogSoftmax, nn.GLU, nn.MultiheadAttention}
@@ -198,15 +199,14 @@ class Walk(fx.Interpreter):
             home = type(module).__module__
             activation = home.startswith(("torch.nn.modules.activation", "timm.layers.act"))
             mixes = type(module) in _MIXING or any(True for _ in module.parameters())
-            passes = isinstance(module, (nn.Dropout, nn.Dropout2d, ActivationFakeQuant))
-            return (activation and not mixes) or passes or type(module).__name__ == "DropPath"
+            return (activation and not mixes) or type(module).__name__ in _PASSES
         numbers = all(isinstance(a, int | float) for a in args[:2] if not isinstance(a, Tensor))
         one = len(self.view.activations(node)) == 1 == sum(isinstance(a, Tensor) for a in args)
         return node.target in _ACTIVATIONS or (node.target in _ARITHMETIC and one and numbers)
 
     def _layer(self, node: fx.Node, layer: Any, value: Tensor) -> Tensor | None:
         name, convolution = str(node.target), isinstance(layer, nn.Conv2d)
-        kind = type(layer).__bases__[0] if hasattr(layer, "parametrizations") else type(layer)
+        kind = type_before_parametrizations(layer)
         usual = kind in (nn.Conv2d, nn.Linear) or kind.__name__ == "Conv2dSame"  # padding apart
         if not usual or name in self.shared or (convolution and value.ndim != 4):
             return None
