@@ -66,6 +66,7 @@ class StageResult(_Checked):
     validation_accuracy: float | None = None
     sparsity: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)  # metrics of every epoch
+    shape: dict[str, Any] | None = None  # of a network with fewer channels; see `pqd.pruning`
 
 
 @dataclass

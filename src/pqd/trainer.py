@@ -94,6 +94,7 @@ class Trainer:
         stage.attach(model)
         stage.start(model)
         history = self._fit(stage, model, checkpoint, on_epoch) if stage.trains else []
+        further = stage.finish(model)
         tensors = model.state_dict().values()
         if not all(t.isfinite().all() for t in tensors):  # the last step may have been too far
             raise UserError(
@@ -113,6 +114,7 @@ class Trainer:
             "validation_accuracy": accuracy,
             "sparsity": sparsity(model),
             "history": history,
+            **further,
         }
 
     def validation_accuracy(self, model: nn.Module) -> float:

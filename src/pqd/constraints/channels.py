@@ -76,11 +76,23 @@ class KeptChannels(Constraint):
         for name, sides in self.kept.items():
             layer = model.get_submodule(name)
             for side, kept in sides.items():
-                gone = torch.ones(_size(layer, side), dtype=torch.bool)
-                gone[kept] = False
-                index = gone.nonzero().flatten().to(_stored(layer).device)
                 for tensor, dim in _tensors(layer, side):
-                    tensor.index_fill_(dim, index, 0.0)
+                    tensor.index_fill_(dim, _others(kept, tensor.shape[dim], tensor.device), 0.0)
+
+    def left(self, model: nn.Module, layer: str) -> Tensor:
+        """Returns which entries of a layer's weight `attach` leaves, bool as the weight."""
+        stored = model.get_submodule(layer)
+        found = torch.ones_like(_stored(stored), dtype=torch.bool)
+        for side, kept in self.kept.get(layer, {}).items():
+            for tensor, dim in _tensors(stored, side)[:1]:  # the weight
+                found.index_fill_(dim, _others(kept, tensor.shape[dim], tensor.device), False)
+        return found
+
+
+def _others(kept: list[int], size: int, device: torch.device) -> Tensor:
+    there = torch.zeros(size, dtype=torch.bool)
+    there[kept] = True
+    return (~there).nonzero().flatten().to(device)
 
 
 def _size(layer: nn.Module, side: Side) -> int:

@@ -1,6 +1,6 @@
 """Unstructured sparsity: a mask on a weight, and where the zeros go."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -65,18 +65,22 @@ def masks(model: nn.Module) -> dict[str, Mask]:
 
 
 @torch.no_grad()
-def set_masks(model: nn.Module, sparsity: float, scope: str) -> None:
+def set_masks(
+    model: nn.Module, sparsity: float, scope: str, left: Mapping[str, Tensor] | None = None
+) -> None:
     """Prunes the smallest weights by magnitude; what is pruned already stays pruned.
 
     Args:
         model: a network with masks attached.
         sparsity: share of zeros to reach among all masked weights, in [0, 1).
         scope: `global` ranks all weights together, `layer` each layer's by themselves.
+        left: by layer which weights count, bool; others belong to channels that are removed.
     """
     found = masks(model)
     # The stored weight under a False entry may drift by momentum; ranked below 0 it stays pruned.
+    counted = {name: True if left is None else left[name] for name in found}
     magnitudes = {
-        name: torch.where(mask.mask, _stored(model, name).abs(), -1.0).flatten()
+        name: torch.where(mask.mask, _stored(model, name).abs(), -1.0)[counted[name]].flatten()
         for name, mask in found.items()
     }
     if scope == "global":
@@ -84,8 +88,8 @@ def set_masks(model: nn.Module, sparsity: float, scope: str) -> None:
         kept = _keep_largest(everything, sparsity).split([m.numel() for m in magnitudes.values()])
     else:
         kept = tuple(_keep_largest(m, sparsity) for m in magnitudes.values())
-    for mask, keep in zip(found.values(), kept, strict=True):
-        mask.mask.copy_(keep.view_as(mask.mask))
+    for (name, mask), keep in zip(found.items(), kept, strict=True):
+        mask.mask[counted[name]] = keep.view_as(mask.mask[counted[name]])
 
 
 def sparsity(model: nn.Module) -> float:

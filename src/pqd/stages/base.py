@@ -103,6 +103,14 @@ class Stage:
     def before_step(self, model: fx.GraphModule, step: int) -> None:
         """Called before training step `step`, counted from 0 over the whole stage."""
 
+    def finish(self, model: fx.GraphModule) -> dict[str, Any]:
+        """Called when the network is trained, before it is saved; may change it, in place.
+
+        Returns:
+            Further figures of a `pqd.result.StageResult`.
+        """
+        return {}
+
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Computes the loss of a batch; by default the cross-entropy.
 
