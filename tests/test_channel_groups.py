@@ -127,6 +127,7 @@ class TestOperations:
         assert two["gate", "in"].flatten().tolist() == [4, 5, 6, 7, 8, 9]
         assert two["depthwise", "out"].tolist() == [[2 * i, 2 * i + 1] for i in range(4, 10)]
         assert two["fc", "in"][0].tolist() == list(range(8 * 64, 10 * 64))
+        assert here.read["fc"] == (1280,)
         assert here.positions == {"one": 64, "two": 64, "gate": 64, "depthwise": 64, "fc": 1}
 
     @pytest.mark.parametrize(

@@ -65,11 +65,13 @@ class Channels:
         groups: in the order of the graph.
         unsupported: operations that are not understood and whose channels stay for that.
         positions: for each layer at how many places of one image it is applied.
+        read: for each layer the shape of what it reads of one image, e.g. (C, H, W).
     """
 
     groups: tuple[ChannelGroup, ...]
     unsupported: tuple[str, ...]
     positions: dict[str, int]
+    read: dict[str, tuple[int, ...]]
 
 
 def channels(model: fx.GraphModule, shape: tuple[int, int, int]) -> Channels:
@@ -105,11 +107,14 @@ def _find(model: fx.GraphModule, shape: tuple[int, int, int]) -> Channels:
                 except Misfit:
                     continue
     graph = Graph(model)
-    positions = {
-        str(node.target): _positions(graph.module(node), shapes.found[node])
-        for node in filter(graph.is_layer, model.graph.nodes)
-    }
-    return Channels(tuple(_groups(names)), tuple(dict.fromkeys(names.unsupported)), positions)
+    layers = {str(node.target): node for node in filter(graph.is_layer, model.graph.nodes)}
+    made = shapes.found
+    return Channels(
+        tuple(_groups(names)),
+        tuple(dict.fromkeys(names.unsupported)),
+        {name: _positions(graph.module(node), made[node]) for name, node in layers.items()},
+        {name: tuple(made[graph.activations(n)[0]].shape[1:]) for name, n in layers.items()},
+    )
 
 
 def _positions(layer: nn.Module | None, written: Tensor) -> int:

@@ -1,8 +1,10 @@
 """Removes channels while a network trains: a budget, a shape, a ramp."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
@@ -15,10 +17,14 @@ from pqd.graph.channels import channels
 from pqd.pruning import importance
 from pqd.pruning.cost import Cost, Shapes, Units, allocate, levels
 from pqd.pruning.importance import Loss
+from pqd.pruning.latency import Target, fit, table
 from pqd.pruning.ramp import Ramp
-from pqd.stages.base import Context
 
-BUDGETS = ("macs", "parameters")
+if TYPE_CHECKING:
+    from pqd.stages.base import Context
+
+SHARES = "macs", "parameters"  # of the dense network's
+TIMES = "speedup", "latency_ms"  # as measured
 
 
 class ChannelPruning:
@@ -40,15 +46,16 @@ class ChannelPruning:
         first = next(iter(context.batches.epoch(0)))
         _, *image = first.images.shape
         found = channels(model, (image[0], image[1], image[2]))
-        self.groups, self.unsupported = found.groups, found.unsupported
+        self.image = image[0], image[1], image[2]
+        self.found, self.groups, self.unsupported = found, found.groups, found.unsupported
         self.shapes = Shapes(model, found)
         self.allowed = self._levels()
         self.ramp = Ramp(self.groups)
         self._removed: KeptChannels | None = None
-        if options.macs is not None:
-            self._check("macs", self.shapes.macs)
-        if options.parameters is not None:
-            self._check("parameters", self.shapes.parameters)
+        ((self.budget, self.most),) = budgets(options).items()
+        self.target = Target(context.config.runtime) if self.budget in TIMES else None
+        if self.target is None:
+            self._check()
 
     def step(self, model: fx.GraphModule, share: float | None) -> None:
         """Before a training step: removes channels, that is, makes them zero.
@@ -88,10 +95,24 @@ class ChannelPruning:
         attach(model, self._constraint(model))
         units, dense = self.ramp.final.cpu().numpy(), self.shapes.dense
         return {
-            "asked": budgets(self.options),
+            "asked": {self.budget: self.most},
+            "measured": self._measured(),
             "macs": self.shapes.macs(units) / self.shapes.macs(dense),
             "parameters": self.shapes.parameters(units) / self.shapes.parameters(dense),
             "channels": self.shapes.described(units),
+        }
+
+    def _measured(self) -> dict[str, Any] | None:
+        """Returns the measurement that chose the shape; None where the budget is no time."""
+        if self.target is None:
+            return None
+        before, after = self.ramp.measured.tolist()
+        return {
+            "dense_ms": before,
+            "pruned_ms": after,
+            "runtime": self.target.runtime.name,
+            "threads": self.target.threads,
+            "batch_size": self.target.batch_size,
         }
 
     def _constraint(self, model: fx.GraphModule) -> KeptChannels:
@@ -114,12 +135,13 @@ class ChannelPruning:
             )
         return found
 
-    def _check(self, name: str, cost: Cost) -> None:
-        """Sees to it that a shape reaches a budget."""
+    def _check(self) -> None:
+        """Sees to it that a shape reaches a budget that is a share."""
+        cost: Cost = getattr(self.shapes, self.budget)
         least = cost(self._smallest()) / cost(self.shapes.dense)
-        if getattr(self.options, name) < least:
+        if self.most < least:
             raise UserError(
-                f"prune.{name}={getattr(self.options, name)} is out of reach; the smallest that "
+                f"prune.{self.budget}={self.most} is out of reach; the smallest that "
                 f"prune.round_to and prune.min_channels allow is {least + 5e-5:.4f}"
             )
 
@@ -141,13 +163,29 @@ class ChannelPruning:
     def _shape(self, model: fx.GraphModule, values: Sequence[Tensor]) -> Units:
         """Returns the shape that fits the budget best."""
         weights = [value.double().cpu().numpy() for value in values]
-        macs = self.options.macs is not None
-        cost = self.shapes.macs if macs else self.shapes.parameters
-        share = self.options.macs if macs else self.options.parameters
-        return allocate(weights, self.allowed, cost, share * cost(self.shapes.dense))
+        if self.target is None:
+            cost: Cost = getattr(self.shapes, self.budget)
+            return allocate(weights, self.allowed, cost, self.most * cost(self.shapes.dense))
+        cost = table(self.target, self.found, self.shapes, self.options.round_to)
+        units, ms = fit(
+            self.target,
+            {self.budget: self.most},
+            model,
+            self._narrowed,
+            lambda most: allocate(weights, self.allowed, cost, most),
+            cost(self.shapes.dense),
+            self.image,
+        )
+        self.ramp.measured.copy_(torch.tensor(ms))
+        return units
+
+    def _narrowed(self, model: fx.GraphModule, units: Units) -> KeptChannels:
+        """Returns a constraint that leaves a shape; which channels it keeps does not matter."""
+        keep = [torch.arange(g.units) < int(n) for g, n in zip(self.groups, units, strict=True)]
+        return KeptChannels.of(model, self.groups, keep)
 
 
 def budgets(options: Any, *, every: bool = False) -> dict[str, float]:
     """Returns the budgets among the settings `prune.*` by name: those given, or every one."""
-    named = {name: getattr(options, name) for name in BUDGETS}
+    named = {name: getattr(options, name) for name in (*SHARES, *TIMES)}
     return {name: value for name, value in named.items() if every or value is not None}

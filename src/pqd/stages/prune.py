@@ -1,6 +1,7 @@
 """Pruning: of single weights, of whole channels, or of both; one-shot or gradual."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,8 @@ from pqd.constraints.mask import Masks, set_masks
 from pqd.data import Batch
 from pqd.errors import UserError
 from pqd.options import option
-from pqd.pruning.channels import ChannelPruning, budgets
-from pqd.stages.base import Context, Stage
+from pqd.pruning.channels import TIMES, ChannelPruning, budgets
+from pqd.stages.base import Context, Digest, Stage
 from pqd.stages.registry import STAGES
 
 log = logging.getLogger(__name__)
@@ -38,9 +39,12 @@ class PruneSettings(StageSettings):
     sparsity: float = option(0.8, low=0, below=1, axis="sparsity", tag="s", tag_default=True)
     skip_first: bool = False  # leave out the first convolution
     skip_last: bool = False  # leave out the classifier
-    # Of channels: exactly one budget, a share of the dense network's.
+    # Of channels: exactly one budget. Shares are of the dense network's; times are of the INT8
+    # network in the first runtime, thread count and batch size of `runtime`.
     macs: float | None = option(None, above=0, high=1, axis="MACs", tag="macs")
     parameters: float | None = option(None, above=0, high=1, axis="parameters", tag="params")
+    speedup: float | None = option(None, low=1, axis="speed-up", tag="x")  # over the dense one
+    latency_ms: float | None = option(None, above=0, axis="latency in ms", tag="ms")
     # taylor: first-order change of the loss, over calibration batches before each update
     importance: str = option("magnitude", choices=("magnitude", "taylor"))
     calibration_batches: int = option(8, low=1)
@@ -89,6 +93,20 @@ class Prune(Stage):
                 f"prune.sparsity={settings.sparsity} removes single weights, prune=channels keeps "
                 "those of the channels that stay; prune=channels_and_weights does both"
             )
+
+    @classmethod
+    def identity(
+        cls, config: Config, keys: Mapping[str, str], digest: Digest | None
+    ) -> dict[str, Any]:
+        """Counts where time is measured, if the budget is one; not on which machine.
+
+        The shape that one machine has chosen is part of the stage, wherever that is used.
+        """
+        found = super().identity(config, keys, digest)
+        if not set(budgets(config.of(cls.name))) & set(TIMES):
+            return found
+        names = ("names", "threads", "batch_sizes")
+        return found | {f"runtime.{name}": getattr(config.runtime, name)[0] for name in names}
 
     def attach(self, model: fx.GraphModule) -> None:
         """Puts a mask on every prunable weight, and finds the channels that can be removed.
