@@ -129,6 +129,22 @@ class TestVerdict:
         with pytest.raises(UserError, match=message):
             stage.before_step(model, 0)
 
+    def test_where_time_jumps_the_faster_side_is_taken(self, model, machine, monkeypatch, caplog):
+        def jump(ms):
+            return 1.0 if ms > 0.5 else 0.2
+
+        def times(self, files, image):
+            ms = {name: jump(float(path.read_text())) for name, path in files.items()}
+            return {name: [np.array([value])] * 6 for name, value in ms.items()}
+
+        monkeypatch.setattr(Target, "times", times)
+        found = shape(prune(speedup=2.0), model)
+        assert found["measured"]["pruned_ms"] == 0.2
+        assert "no shape is within 5 % of the budget" in caplog.text
+        own = Shapes(model, channels(model, (3, 8, 8)))
+        # The largest of the fast ones, nearly.
+        assert 0.45 < OVERHEAD + PER_MAC * own.macs(own.dense) <= 0.5
+
     def test_a_runtime_of_float_networks_is_refused(self, model):
         with pytest.raises(UserError, match=r"runtime.names=\['torch'\].*INT8"):
             prune("torch", speedup=2.0).attach(model)

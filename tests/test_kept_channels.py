@@ -21,6 +21,7 @@ from pqd.graph.channels import channels
 from pqd.stages.quantize import calibrate
 
 NAMED = ["resnet8", "resnet20", "resnet18", "vgg16_bn"]
+WIDE = pytest.param("wrn28_10", marks=pytest.mark.slow)
 TIMM = ["mobilenetv2_050", "regnetx_002", "densenet121", "legacy_seresnet18", "ghostnet_050"]
 
 
@@ -80,7 +81,7 @@ def assert_same(masked, shrunk, x):
 
 class TestShrinking:
     @pytest.mark.parametrize("quantized", [False, True])
-    @pytest.mark.parametrize("name", [*NAMED, *TIMM])
+    @pytest.mark.parametrize("name", [*NAMED, WIDE, *TIMM])
     def test_changes_nothing(self, name, quantized):
         size = 32
         model = backbone(name, size, "timm" if name in TIMM else None)

@@ -28,6 +28,7 @@ class KeptChannels(Constraint):
     def __init__(self, kept: Kept) -> None:
         """Takes the positions kept, in ascending order, by layer and side (see `Member`)."""
         self.kept = kept
+        self._others: dict[tuple[str, Side, torch.device], Tensor] = {}
 
     @classmethod
     def of(
@@ -75,24 +76,27 @@ class KeptChannels(Constraint):
         """Makes zero, in place, what `attach` would take away; the network computes the same."""
         for name, sides in self.kept.items():
             layer = model.get_submodule(name)
-            for side, kept in sides.items():
+            for side in sides:
                 for tensor, dim in _tensors(layer, side):
-                    tensor.index_fill_(dim, _others(kept, tensor.shape[dim], tensor.device), 0.0)
+                    tensor.index_fill_(dim, self._gone(name, side, tensor, dim), 0.0)
 
     def left(self, model: nn.Module, layer: str) -> Tensor:
         """Returns which entries of a layer's weight `attach` leaves, bool as the weight."""
         stored = model.get_submodule(layer)
         found = torch.ones_like(_stored(stored), dtype=torch.bool)
-        for side, kept in self.kept.get(layer, {}).items():
+        for side in self.kept.get(layer, {}):
             for tensor, dim in _tensors(stored, side)[:1]:  # the weight
-                found.index_fill_(dim, _others(kept, tensor.shape[dim], tensor.device), False)
+                found.index_fill_(dim, self._gone(layer, side, tensor, dim), False)
         return found
 
-
-def _others(kept: list[int], size: int, device: torch.device) -> Tensor:
-    there = torch.zeros(size, dtype=torch.bool)
-    there[kept] = True
-    return (~there).nonzero().flatten().to(device)
+    def _gone(self, layer: str, side: Side, tensor: Tensor, dim: int) -> Tensor:
+        """Returns the positions along a dimension that are not kept, on the tensor's device."""
+        key = layer, side, tensor.device
+        if key not in self._others:
+            gone = torch.ones(tensor.shape[dim], dtype=torch.bool)
+            gone[self.kept[layer][side]] = False
+            self._others[key] = gone.nonzero().flatten().to(tensor.device)
+        return self._others[key]
 
 
 def _size(layer: nn.Module, side: Side) -> int:

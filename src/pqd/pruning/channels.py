@@ -52,6 +52,7 @@ class ChannelPruning:
         self.allowed = self._levels()
         self.ramp = Ramp(self.groups)
         self._removed: KeptChannels | None = None
+        self._first = True
         ((self.budget, self.most),) = budgets(options).items()
         self.target = Target(context.config.runtime) if self.budget in TIMES else None
         if self.target is None:
@@ -66,11 +67,12 @@ class ChannelPruning:
             model: in training mode.
             share: of the channels that have to go; None where none has to go now.
         """
-        if not self.ramp.chosen:
+        if self._first and not self.ramp.chosen:  # a resumed stage has chosen
             values = self._importance(model)
             self.ramp.final.copy_(torch.from_numpy(self._shape(model, values)))
             self.ramp.chosen.fill_(True)
             self.ramp.lower(0.0, values)
+        self._first = False  # what is on the device is asked for once
         if share is not None:
             self.ramp.lower(share, self._importance(model))
             self._removed = None
@@ -123,8 +125,11 @@ class ChannelPruning:
     def _levels(self) -> list[list[int]]:
         """Returns how many units each group may keep."""
         if not self.groups:
-            reason = f": {', '.join(self.unsupported)}" if self.unsupported else ""
-            raise UserError(f"prune.what: the network has no channels that can be removed{reason}")
+            names = ", ".join(self.unsupported) or "the image and the logits"
+            raise UserError(
+                f"prune.what={self.options.what}: no channel of this network can be removed, for "
+                f"all reach what keeps its channels: {names}"
+            )
         smallest = self.options.round_to, self.options.min_channels
         found = [levels(group.units, group.width, *smallest) for group in self.groups]
         if all(len(choice) == 1 for choice in found):
@@ -176,7 +181,7 @@ class ChannelPruning:
             cost(self.shapes.dense),
             self.image,
         )
-        self.ramp.measured.copy_(torch.tensor(ms))
+        self.ramp.measured.copy_(torch.tensor(ms, dtype=torch.float64))
         return units
 
     def _narrowed(self, model: fx.GraphModule, units: Units) -> KeptChannels:

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 TOLERANCE = 0.05  # how far the measurement may be from what is asked for
 _CLOSE = 0.02  # no further correction; leaves room for the next measurement's noise
-_ATTEMPTS = 8
+_ATTEMPTS = 12
 _SHARES = (1, 0.75, 0.5, 0.25, 0.125)  # of rows and columns, in the table
 
 
@@ -138,6 +138,7 @@ def fit(
         files = {"dense": Path(folder, "dense.onnx"), "pruned": Path(folder, "pruned.onnx")}
         _write(dense, None, files["dense"], image)
         budget = start / wanted.get("speedup", 1.0)
+        fast_enough, too_slow = 0.0, np.inf  # budgets known to be
         for _ in range(_ATTEMPTS):
             units = choose(budget)
             if tuple(units) in found:
@@ -148,17 +149,28 @@ def fit(
             log.info("prune: a shape takes %.3f ms, the dense network %.3f ms", ms[1], ms[0])
             if abs(slow - 1) <= _CLOSE:
                 break
-            budget /= slow
-    slow, units, ms = min(found.values(), key=lambda each: abs(each[0] - 1))
-    if slow > 1 + TOLERANCE and np.array_equal(units, choose(0.0)):
+            if slow > 1:
+                too_slow = budget
+            else:
+                fast_enough = budget
+            # Time jumps where weights fit a cache and where channels fill a vector: so halve.
+            between = fast_enough > 0 and too_slow < np.inf
+            budget = np.sqrt(fast_enough * too_slow) if between else budget / slow
+    # Where no shape is near the budget, one that keeps it.
+    slow, units, ms = min(found.values(), key=lambda f: (f[0] > 1 + TOLERANCE, abs(f[0] - 1)))
+    if slow > 1 + TOLERANCE:
         name, value = next(iter(wanted.items()))
-        reached = f"{ms[0] / ms[1]:.2f}" if name == "speedup" else f"{ms[1]:.3f}"
+        reached = f"{value / slow:.2f}" if name == "speedup" else f"{ms[1]:.3f}"
         raise UserError(
-            f"prune.{name}={value} is out of reach on this machine; the smallest shape that "
-            f"prune.round_to and prune.min_channels allow measured {reached}"
+            f"prune.{name}={value} is out of reach on this machine; of {len(found)} shapes that "
+            f"prune.round_to and prune.min_channels allow, the best measured {reached}"
         )
-    if abs(slow - 1) > TOLERANCE:
-        log.warning("prune: no shape found within %.0f %% of the budget", 100 * TOLERANCE)
+    if slow < 1 - TOLERANCE:
+        log.warning(
+            "prune: no shape is within %.0f %% of the budget; the one chosen is faster, by %.2f",
+            100 * TOLERANCE,
+            1 / slow,
+        )
     return units, ms
 
 
