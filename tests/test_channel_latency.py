@@ -12,10 +12,14 @@ import configs
 from configs import settings
 from pqd.backbones import build
 from pqd.config import BackboneConfig, RuntimeConfig
+from pqd.constraints import attach, describe
+from pqd.constraints.mask import Masks
+from pqd.constraints.quantization import FakeQuantization
 from pqd.data import Batch
 from pqd.errors import UserError
 from pqd.graph.channels import channels
 from pqd.identity import stage_keys
+from pqd.measure import is_quantized, macs
 from pqd.pruning import latency
 from pqd.pruning.cost import Shapes
 from pqd.pruning.latency import Target, table
@@ -148,6 +152,22 @@ class TestVerdict:
     def test_a_runtime_of_float_networks_is_refused(self, model):
         with pytest.raises(UserError, match=r"runtime.names=\['torch'\].*INT8"):
             prune("torch", speedup=2.0).attach(model)
+
+
+@pytest.mark.parametrize("order", ["", "q", "m"])
+def test_what_is_measured_is_a_smaller_int8_file(model, order, tmp_path):
+    given = {"q": FakeQuantization(63), "m": Masks(["conv1", "fc"])}
+    for letter in order:
+        attach(model, given[letter])
+    stage = prune(speedup=2.0)
+    stage.attach(model)
+    before = describe(model)
+    half = stage.channels.shapes.dense // 2
+    path = tmp_path / "pruned.onnx"
+    latency._write(model, stage.channels._narrowed(model, half), path, (3, 8, 8))
+    assert is_quantized(path)
+    assert macs(path) == stage.channels.shapes.macs(half)
+    assert describe(model) == before
 
 
 class TestIdentity:

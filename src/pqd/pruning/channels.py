@@ -178,7 +178,7 @@ class ChannelPruning:
             model,
             self._narrowed,
             lambda most: allocate(weights, self.allowed, cost, most),
-            cost(self.shapes.dense),
+            cost,
             self.image,
         )
         self.ramp.measured.copy_(torch.tensor(ms, dtype=torch.float64))

@@ -113,7 +113,7 @@ def fit(
     dense: fx.GraphModule,
     narrowed: Callable[[fx.GraphModule, Units], KeptChannels],
     choose: Callable[[float], Units],
-    start: float,
+    cost: Cost,
     image: tuple[int, int, int],
 ) -> tuple[Units, tuple[float, float]]:
     """Finds the shape that meets a budget in time, as measured.
@@ -124,7 +124,7 @@ def fit(
         dense: the network with all its channels.
         narrowed: returns a constraint that leaves a network with a shape.
         choose: returns the best shape of a cost.
-        start: the cost of the dense network.
+        cost: of a shape, by the table.
         image: shape of an image, (C, H, W).
 
     Returns:
@@ -133,11 +133,12 @@ def fit(
     Raises:
         UserError: no shape is fast enough.
     """
+    every = choose(np.inf)
     found: dict[tuple[int, ...], tuple[float, Units, tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         files = {"dense": Path(folder, "dense.onnx"), "pruned": Path(folder, "pruned.onnx")}
         _write(dense, None, files["dense"], image)
-        budget = start / wanted.get("speedup", 1.0)
+        budget = cost(every) / wanted.get("speedup", 1.0)
         fast_enough, too_slow = 0.0, np.inf  # budgets known to be
         for _ in range(_ATTEMPTS):
             units = choose(budget)
@@ -156,8 +157,7 @@ def fit(
             # Time jumps where weights fit a cache and where channels fill a vector: so halve.
             between = fast_enough > 0 and too_slow < np.inf
             budget = np.sqrt(fast_enough * too_slow) if between else budget / slow
-    # Where no shape is near the budget, one that keeps it.
-    slow, units, ms = min(found.values(), key=lambda f: (f[0] > 1 + TOLERANCE, abs(f[0] - 1)))
+    slow, units, ms = min(found.values(), key=lambda each: _rank(each[0], cost(each[1])))
     if slow > 1 + TOLERANCE:
         name, value = next(iter(wanted.items()))
         reached = f"{value / slow:.2f}" if name == "speedup" else f"{ms[1]:.3f}"
@@ -172,6 +172,13 @@ def fit(
             1 / slow,
         )
     return units, ms
+
+
+def _rank(slow: float, cost: float) -> tuple[int, float]:
+    """Ranks shapes: the nearest to the budget, else the largest that keeps it, else the fastest."""
+    if abs(slow - 1) <= TOLERANCE:
+        return 0, abs(slow - 1)
+    return (1, -cost) if slow < 1 else (2, slow)
 
 
 def _verdict(
