@@ -14,12 +14,12 @@ from pqd import training
 from pqd.config import BackboneConfig, TrainConfig
 from pqd.constraints import attach, constraints, lsq, without_integers
 from pqd.constraints.fake_quant import activation_fake_quants
+from pqd.constraints.integers import round_biases
 from pqd.constraints.lsq import LearnedActivationFakeQuant, LearnedSteps, LearnedWeightFakeQuant
 from pqd.constraints.mask import Masks, masks, set_masks
 from pqd.constraints.parametrization import find
 from pqd.constraints.quantization import FakeQuantization
 from pqd.data import Batch
-from pqd.constraints.integers import round_biases
 from pqd.export.deploy import deployed
 from pqd.export.onnx_file import write_onnx
 from pqd.networks import Blueprint, load_network, save_network

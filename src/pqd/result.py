@@ -68,6 +68,7 @@ class StageResult(_Checked):
     teacher_accuracy: float | None = None  # on the validation split, too
     sparsity: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)  # metrics of every epoch
+    shape: dict[str, Any] | None = None  # of a network with fewer channels; see `pqd.pruning`
 
 
 @dataclass

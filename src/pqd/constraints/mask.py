@@ -1,7 +1,7 @@
 """Unstructured sparsity: a mask on a weight, and where the zeros go."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -68,7 +68,9 @@ def masks(model: nn.Module) -> dict[str, Mask]:
 
 
 @torch.no_grad()
-def set_masks(model: nn.Module, sparsity: float, scope: str) -> None:
+def set_masks(
+    model: nn.Module, sparsity: float, scope: str, left: Mapping[str, Tensor] | None = None
+) -> None:
     """Prunes the smallest weights by magnitude; what is pruned already stays pruned.
 
     A layer that would lose all its weights, and with it what the network has learned, keeps the
@@ -78,20 +80,25 @@ def set_masks(model: nn.Module, sparsity: float, scope: str) -> None:
         model: a network with masks attached.
         sparsity: share of zeros to reach among all masked weights, in [0, 1).
         scope: `global` ranks all weights together, `layer` each layer's by themselves.
+        left: by layer which weights count, bool; others belong to channels that are removed.
     """
     found = masks(model)
+    counted = {
+        name: torch.ones_like(mask.mask).flatten(1) if left is None else left[name].flatten(1)
+        for name, mask in found.items()
+    }
     # The stored weight under a False entry may drift by momentum; ranked below 0 it stays pruned.
     magnitudes = {
         name: torch.where(mask.mask, _stored(model, name).abs(), -1.0).flatten(1)
         for name, mask in found.items()
     }
-    kept = _largest(magnitudes, sparsity, scope)
+    kept = _largest(magnitudes, counted, sparsity, scope)
     while lost := [name for name, keep in kept.items() if not keep.any()]:
         spared = {name: m.clone() for name, m in magnitudes.items()}
         for name in lost:
             best = spared[name].amax(1, keepdim=True)
             spared[name].masked_fill_((spared[name] == best) & (best >= 0), torch.inf)
-        again = _largest(spared, sparsity, scope)
+        again = _largest(spared, counted, sparsity, scope)
         if not all(again[name].any() for name in lost):
             log.warning(
                 "sparsity %g leaves no weight in %s; a lower one, or prune=layerwise, does",
@@ -101,18 +108,24 @@ def set_masks(model: nn.Module, sparsity: float, scope: str) -> None:
             break
         magnitudes, kept = spared, again
     for name, mask in found.items():
-        mask.mask.copy_(kept[name].view_as(mask.mask))
+        now = torch.where(counted[name], kept[name], mask.mask.flatten(1))
+        mask.mask.copy_(now.view(mask.mask.shape))
 
 
-def _largest(magnitudes: dict[str, Tensor], sparsity: float, scope: str) -> dict[str, Tensor]:
-    """Returns which weights [K, N] of each layer are kept, as bool."""
+def _largest(
+    magnitudes: dict[str, Tensor], counted: dict[str, Tensor], sparsity: float, scope: str
+) -> dict[str, Tensor]:
+    """Returns which of the counted weights [K, N] of each layer are kept, as bool."""
+    ranked = [magnitudes[name][counted[name]] for name in magnitudes]
     if scope == "layer":
-        flat = [_keep_largest(m.flatten(), sparsity) for m in magnitudes.values()]
+        flat = [_keep_largest(weights, sparsity) for weights in ranked]
     else:
-        everything = torch.cat([m.flatten() for m in magnitudes.values()])
-        sizes = [m.numel() for m in magnitudes.values()]
-        flat = list(_keep_largest(everything, sparsity).split(sizes))
-    return {n: keep.view_as(m) for (n, m), keep in zip(magnitudes.items(), flat, strict=True)}
+        everything = _keep_largest(torch.cat(ranked), sparsity)
+        flat = list(everything.split([len(weights) for weights in ranked]))
+    kept = {name: torch.zeros_like(where) for name, where in counted.items()}
+    for (name, where), keep in zip(counted.items(), flat, strict=True):
+        kept[name][where] = keep
+    return kept
 
 
 def sparsity(model: nn.Module) -> float:

@@ -6,6 +6,7 @@ They compute the very same numbers, and parameters keep their names.
 from collections.abc import Callable
 
 from torch import fx, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 _VECTOR = 16  # float32 in AVX-512
 
@@ -22,7 +23,7 @@ def rewrite_strides(
     """
     for node in list(graph.nodes):
         layer = net.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if type(layer) is nn.Conv2d:
+        if isinstance(layer, nn.Conv2d) and type_before_parametrizations(layer) is nn.Conv2d:
             size = map_size(node.args[0])
             _take_before_narrow(graph, net, node, layer)
             if size is not None:

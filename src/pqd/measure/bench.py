@@ -166,11 +166,11 @@ def _modules(run: Path, runtime: RuntimeConfig) -> dict[str, Any]:
     """The FP32 networks, for runtimes that run these."""
     if not any(get(name).runs == "network" for name in runtime.names):
         return {}
-    from pqd.constraints.mask import masks
+    from pqd.constraints import constraints
     from pqd.networks import load_blueprint, load_network
 
     network = load_network(run, quantized=False)
-    if not masks(network):
+    if not constraints(network):
         return {"dense": network}
     # The baseline's weights are not in the folder, and its speed does not depend on them.
     return {"dense": load_blueprint(run).build(), "pruned": network}

@@ -1,0 +1,1 @@
+"""Channel pruning: what a shape costs, which channels matter, and which shape fits a budget."""

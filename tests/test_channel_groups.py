@@ -1,0 +1,181 @@
+"""Channel groups: the same as Torch-Pruning finds, and nothing that is not understood."""
+
+import pytest
+import torch
+from torch import fx, nn
+
+from nets import PreActivation, Residual, traced
+from pqd.backbones import build
+from pqd.config import BackboneConfig
+from pqd.graph.channels import channels
+
+NAMED = ["resnet8", "resnet18", "resnet20", "vgg16_bn", "wrn28_10"]
+TIMM = [
+    "mobilenetv2_050",
+    "mobilenetv3_small_050",
+    "efficientnet_b0",
+    "regnetx_002",
+    "densenet121",
+    "repvgg_a0",
+    "mnasnet_small",
+    "ghostnet_050",
+    "resnext26ts",
+    "legacy_seresnet18",
+    "hardcorenas_a",
+    "fbnetc_100",
+    "resnet18d",
+]
+
+
+def found(model, size=8):
+    return channels(model, (3, size, size))
+
+
+def sides(groups):
+    """Of each group the sides of layers, apart from what the units are."""
+    return sorted(sorted((m.layer, m.side) for m in group.members) for group in groups)
+
+
+def torch_pruning(model, size):
+    """The groups of Torch-Pruning in the same form.
+
+    It removes single channels of a grouped convolution, ours whole groups, inputs and outputs
+    together: so groups that meet at one are united.
+    """
+    tp = pytest.importorskip("torch_pruning")
+    names = {module: name for name, module in model.named_modules()}
+    graph = tp.DependencyGraph().build_dependency(model.eval(), torch.zeros(1, 3, size, size))
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    kinds = [nn.Conv2d, nn.Linear]
+    groups = []
+    for group in graph.get_all_groups(ignored_layers=[last], root_module_types=kinds):
+        here = set()
+        for dependency, _ in group:
+            module = dependency.target.module
+            if isinstance(module, nn.Conv2d) and module.groups > 1:
+                here |= {(names[module], "out"), (names[module], "in")}
+            elif isinstance(module, nn.Conv2d | nn.Linear):
+                out = graph.is_out_channel_pruning_fn(dependency.handler)
+                here.add((names[module], "out" if out else "in"))
+            elif isinstance(module, nn.BatchNorm2d):
+                here.add((names[module], "out"))
+        apart = [other for other in groups if not other & here]
+        groups = [*apart, here.union(*(other for other in groups if other & here))]
+    return sorted(sorted(group) for group in groups)
+
+
+def joined(groups):
+    """Groups that share a side of a layer, one behind the other in it, as one."""
+    whole = []
+    for group in map(set, groups):
+        apart = [other for other in whole if not other & group]
+        whole = [*apart, group.union(*(other for other in whole if other & group))]
+    return sorted(sorted(group) for group in whole)
+
+
+class TestOracle:
+    @pytest.mark.parametrize("name", NAMED)
+    def test_named_backbones(self, name):
+        model = build(BackboneConfig(name, name), 10, 3, 32)
+        here = found(model, 32)
+        assert sides(here.groups) == torch_pruning(model, 32)
+        assert here.unsupported == ()
+
+    @pytest.mark.parametrize("name", TIMM)
+    def test_timm(self, name):
+        model = build(BackboneConfig("timm", name), 10, 3, 64)
+        here = found(model, 64)
+        assert joined(sides(here.groups)) == joined(torch_pruning(model, 64))
+        assert here.unsupported == ()
+
+
+class Concatenated(nn.Module):
+    """Two branches, joined, flattened, with a gate of few values."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 6, 3, padding=1)
+        self.gate = nn.Conv2d(10, 1, 1)
+        self.depthwise = nn.Conv2d(10, 20, 3, padding=1, groups=10)
+        self.fc = nn.Linear(20 * 64, 4)
+
+    def forward(self, x):
+        x = torch.cat([self.one(x), self.two(x).relu()], 1)
+        x = x * self.gate(x).sigmoid()
+        return self.fc(self.depthwise(x).flatten(1))
+
+
+class TestOperations:
+    def test_residual(self):
+        (group,) = found(traced(Residual)).groups
+        assert group.units == 8
+        assert group.width == 1
+        assert sides([group]) == [
+            [("bn1", "out"), ("bn2", "out"), ("conv1", "out"), ("conv2", "in"), ("conv2", "out"),
+             ("fc", "in")]
+        ]  # fmt: skip
+
+    def test_preactivation(self):
+        (group,) = found(traced(PreActivation)).groups
+        assert ("bn", "out") in sides([group])[0]
+
+    def test_concatenation_depthwise_flatten_and_gate(self):
+        here = found(traced(Concatenated))
+        assert here.unsupported == ()
+        assert [(g.name, g.units, g.width) for g in here.groups] == [("one", 4, 2), ("two", 6, 2)]
+        two = {(m.layer, m.side): m.index for m in here.groups[1].members}
+        assert two["gate", "in"].flatten().tolist() == [4, 5, 6, 7, 8, 9]
+        assert two["depthwise", "out"].tolist() == [[2 * i, 2 * i + 1] for i in range(4, 10)]
+        assert two["fc", "in"][0].tolist() == list(range(8 * 64, 10 * 64))
+        assert here.read["fc"] == (1280,)
+        assert here.positions == {"one": 64, "two": 64, "gate": 64, "depthwise": 64, "fc": 1}
+
+    @pytest.mark.parametrize(
+        ("forward", "name"),
+        [
+            (lambda x: x.softmax(1), "softmax"),
+            (lambda x: x.view(-1, 8, 8, 8), "view"),
+            (lambda x: x.roll(1, 1), "roll"),
+            (lambda x: torch.cat(x.chunk(2, 1)[::-1], 1), "cat"),
+            (lambda x: x.transpose(1, 2), "transpose"),
+            (lambda x: x - x.mean(1, keepdim=True), "mean"),
+        ],
+    )
+    def test_what_is_not_understood_pins_its_channels(self, forward, name):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv1, self.conv2 = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 1)
+                self.conv3, self.conv4 = nn.Conv2d(8, 4, 1), nn.Conv2d(16, 4, 1)
+
+            def forward(self, x):
+                x = self.conv1(x)
+                return (self.conv4(self.conv2(x)) + self.conv3(forward(x))).mean((2, 3))
+
+        here = found(fx.symbolic_trace(Net()))
+        assert [group.name for group in here.groups] == ["conv2"]
+        assert len(here.unsupported) == 1
+        assert name in here.unsupported[0]
+
+    def test_a_slice_keeps_what_it_takes(self):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv1 = nn.Conv2d(3, 16, 1)
+                self.conv2, self.conv3 = nn.Conv2d(4, 4, 1), nn.Conv2d(16, 4, 1)
+
+            def forward(self, x):
+                x = self.conv1(x)
+                return (self.conv2(x[:, :4]) + self.conv3(x)).mean((2, 3))
+
+        (group,) = found(fx.symbolic_trace(Net())).groups
+        assert group.members[0].index.min() >= 4
+
+    def test_the_network_stays_as_it_is(self):
+        model = traced(Residual).train()
+        model.bn2.eval()
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        found(model)
+        assert model.training
+        assert not model.bn2.training
+        assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
