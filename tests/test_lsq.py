@@ -17,7 +17,6 @@ from pqd.constraints.fake_quant import activation_fake_quants
 from pqd.constraints.lsq import LearnedActivationFakeQuant, LearnedSteps, LearnedWeightFakeQuant
 from pqd.constraints.mask import Masks, masks, set_masks
 from pqd.constraints.parametrization import find
-from pqd.constraints.quantization import FakeQuantization
 from pqd.data import Batch
 from pqd.export.deploy import deployed, round_biases
 from pqd.export.onnx_file import write_onnx
@@ -213,7 +212,8 @@ class TestTraining:
             for m in (model, first)
         )
         moved = [not torch.equal(learned[name], started[name]) for name in started]
-        assert all(moved)
+        assert sum(moved) == len(moved) - 1  # all but that of the images
+        assert torch.equal(*(m["activation_quantizers.x.step"] for m in (learned, started)))
         ranges = [activation_fake_quants(m).values() for m in (model, first)]
         for one, other in zip(*ranges, strict=True):
             assert torch.equal(one.calibrated, other.calibrated)  # in the first epoch alone
@@ -250,6 +250,9 @@ class TestTraining:
         for network in (model, compiled):
             network(x).square().sum().backward()
         for (name, p), q in zip(model.named_parameters(), again.parameters(), strict=True):
+            if name == "activation_quantizers.x.step":
+                assert p.grad is q.grad is None
+                continue
             assert torch.allclose(p.grad, q.grad, rtol=1e-3, atol=1e-5), name
 
 
@@ -364,22 +367,6 @@ class TestBatchNorm:
         before = model.bn2.running_mean.clone()
         assert found.finish(model) == {}
         assert torch.equal(before, model.bn2.running_mean) == (not changes)
-
-
-def test_4_bits_learn_what_abs_max_cannot_keep():
-    """Trained alike from one network, learned steps end with the smaller loss, in every seed."""
-    losses = {}
-    for kind in (FakeQuantization, LearnedSteps):
-        for seed in range(3):
-            model = traced(Residual, seed=seed)
-            attach(model, kind(1))
-            calibrate(model, [images(16, seed=0)])
-            found = stage("baseline", Batches())
-            fitted(model, found, epochs=20)
-            with torch.no_grad():
-                parts = [found.loss(model.eval(), batch)["loss"] for batch in Batches().epoch(0)]
-            losses[kind, seed] = sum(parts).item()
-    assert all(losses[LearnedSteps, s] < losses[FakeQuantization, s] for s in range(3))
 
 
 def test_the_setting_names_the_quantizer():
