@@ -8,20 +8,22 @@ import pytest
 import torch
 from torch import nn
 
-from configs import settings, stage
+from configs import config, settings, stage
 from nets import PreActivation, Residual, images, traced
 from pqd import training
-from pqd.config import BackboneConfig, TrainConfig
+from pqd.config import AugmentConfig, BackboneConfig, DatasetConfig, TrainConfig
 from pqd.constraints import attach, constraints, lsq, without_integers
 from pqd.constraints.fake_quant import activation_fake_quants
 from pqd.constraints.lsq import LearnedActivationFakeQuant, LearnedSteps, LearnedWeightFakeQuant
 from pqd.constraints.mask import Masks, masks, set_masks
 from pqd.constraints.parametrization import find
-from pqd.data import Batch
+from pqd.data import Batch, eval_batches
 from pqd.export.deploy import deployed, round_biases
 from pqd.export.onnx_file import write_onnx
 from pqd.networks import Blueprint, load_network, save_network
+from pqd.stages import STAGES
 from pqd.stages.quantize import calibrate, reestimate_batch_norm
+from pqd.trainer import Trainer
 
 
 class TestWeight:
@@ -367,6 +369,46 @@ class TestBatchNorm:
         before = model.bn2.running_mean.clone()
         assert found.finish(model) == {}
         assert torch.equal(before, model.bn2.running_mean) == (not changes)
+
+
+def test_an_order_on_digits(tmp_path):
+    """Dense, quantized, taught: later stages go on learning the steps, and what is saved agrees."""
+    run = Trainer(
+        config(
+            "qd",
+            backbone=BackboneConfig("resnet8", "resnet8"),
+            dataset=DatasetConfig("digits", "", augment=AugmentConfig(0, False)),
+            train=TrainConfig(device="cpu", precision="fp32"),
+            baseline=settings("baseline", epochs=3),
+            quantize=settings("quantize", epochs=2, weight_bits=4, quantizer="lsq"),
+            distill=settings("distill", epochs=1, loss="dkd"),
+        )
+    )
+    folders, figures = {None: None}, {}
+    previous = None
+    for name in ("baseline", "quantize", "distill"):
+        folders[name] = tmp_path / name
+        folders[name].mkdir()
+        figures[name] = run.train(
+            STAGES[name],
+            folders[previous],
+            folders[name],
+            baseline=folders.get("baseline"),
+            checkpoint=tmp_path / "checkpoint",
+            on_epoch=lambda metrics: None,
+        )
+        (tmp_path / "checkpoint").unlink(missing_ok=True)
+        previous = name
+    assert figures["distill"]["teacher_accuracy"] == figures["baseline"]["validation_accuracy"]
+    quantized, taught = (load_network(folders[name]) for name in ("quantize", "distill"))
+    assert not torch.equal(
+        *(find(m, LearnedWeightFakeQuant)["fc"].step for m in (quantized, taught))
+    )
+    split = run.dataset.validation
+    batches = list(eval_batches(split, run.dataset, len(split), torch.device("cpu")))
+    agreed = training.predict(taught, batches) == training.predict(deployed(taught), batches)
+    assert agreed.float().mean() > 0.99
+    assert run.validation_accuracy(taught) == figures["distill"]["validation_accuracy"] > 80
 
 
 def test_the_setting_names_the_quantizer():
