@@ -31,7 +31,7 @@ from pqd.constraints.fake_quant import (
 from pqd.constraints.placement import Quantizers, insert_fake_quants
 from pqd.constraints.quantization import FakeQuantization
 
-_FREEDOM = 4.0  # how far a step may move from what abs-max would have
+_FREEDOM = 4.0  # how far the step of an activation may move from what it was calibrated to
 _INSIDE = 1 + 1e-6  # the largest weight is not clipped, however the division is rounded
 
 
@@ -58,10 +58,12 @@ class LearnedWeightFakeQuant(WeightFakeQuant):
     def scale(self, weight: Tensor) -> Tensor:
         """Returns the step of each output channel: `[K, C, R, S]` gives `[K, 1, 1, 1]`.
 
-        It is at most what the largest weight of the channel needs, and at least a quarter of that.
+        It is at most what the largest weight of the channel needs. How much less pays depends on
+        the bits: of 2, a quarter of it (clipping most weights); of 8, hardly anything, and a few
+        clipped weights have gradients that are large against a step.
         """
         largest = super().scale(weight).mul_(_INSIDE)
-        return self.step.detach().clamp(largest / _FREEDOM, largest)
+        return self.step.detach().clamp(largest / (1 + 3 / math.sqrt(self.code_max)), largest)
 
     def codes(self, weight: Tensor) -> Tensor:
         """Returns the integer codes of `weight` as INT8, same shape."""
