@@ -18,7 +18,6 @@ from pqd.constraints.integers import round_biases
 from pqd.constraints.lsq import LearnedActivationFakeQuant, LearnedSteps, LearnedWeightFakeQuant
 from pqd.constraints.mask import Masks, masks, set_masks
 from pqd.constraints.parametrization import find
-from pqd.constraints.quantization import FakeQuantization
 from pqd.data import Batch, eval_batches
 from pqd.export.deploy import deployed
 from pqd.export.onnx_file import write_onnx

@@ -34,7 +34,7 @@ class QuantizeSettings(StageSettings):
     calibration_batches: int = option(16, low=1)  # before each epoch until ranges are fixed
     freeze_observers: float = option(0.5, low=0, high=1)  # share of the epochs; then ranges are
     freeze_batch_norm: float = option(0.75, low=0, high=1)  # then batch-norm statistics are, too
-    # at the end, estimate these anew from calibration_batches; null does so below 8 bits
+    # at the end, estimate these anew from calibration_batches; meant for few bits
     reestimate_batch_norm: bool = False
 
 
