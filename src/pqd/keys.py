@@ -65,13 +65,11 @@ def successor(key: str) -> str | None:
     return None
 
 
-def explained(text: str) -> str:
-    """Returns what to tell of an error of Hydra's, which may be about an unknown key."""
+def explained(text: str, kind: type) -> str:
+    """Returns what to tell of an error of Hydra's, which may be about a key not in the schema."""
     match = re.search(r"Could not override '([^'@]+)'|full_key: ([\w.]+)", text)
     if match:
-        from pqd.schema import schema
-
-        key, known = match[1] or match[2], list(names(schema()))
+        key, known = match[1] or match[2], list(names(kind))
         if key not in known and not key.startswith("hydra."):
             return str(refused(key, known))
     text = re.sub(r" To append to your config use \S+", "", text)  # which no setting takes

@@ -61,13 +61,13 @@ class Rewriter:
         for node in list(self.graph.nodes):
             layer = self.layer(node)
             if node.target is F.interpolate and (*node.args[6:], node.kwargs.get("antialias"))[0]:
-                raise self._refused(
+                raise self.refused(
                     node, "antialias=True, which OpenVINO ignores", "antialias=False"
                 )
             if type(layer) is nn.AvgPool2d:
-                self._average_pool(node, layer)
+                _average_pool(self, node, layer)
             if type(layer) is nn.AdaptiveMaxPool2d:
-                self._adaptive_max_pool(node, layer)
+                _adaptive_max_pool(self, node, layer)
 
     def layer(self, node: fx.Node) -> nn.Module | None:
         """Returns the layer that a node calls."""
@@ -80,15 +80,16 @@ class Rewriter:
         kind, names = _POOLS[node.target]
         given = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
         if not given.pop("return_indices", False):
-            self._call(node, kind(**given))
+            self.call(node, kind(**given))
 
-    def _call(self, node: fx.Node, layer: nn.Module) -> None:
+    def call(self, node: fx.Node, layer: nn.Module) -> None:
         """Makes a node call a new layer, of its own, on its first argument."""
         path = f"rewritten_{node.name}"
         self.net.add_module(path, layer)
         node.op, node.target, node.args, node.kwargs = "call_module", path, node.args[:1], {}
 
-    def _refused(self, node: fx.Node, what: str, accepted: str) -> UserError:
+    def refused(self, node: fx.Node, what: str, accepted: str) -> UserError:
+        """Builds the error for what ONNX or a runtime computes differently."""
         return UserError(
             f"backbone.name={self.name} cannot be exported: {node.name} has {what}; "
             f"{accepted} is supported"
@@ -107,15 +108,15 @@ class Rewriter:
             node.replace_all_uses_with(_input(node))
             self.graph.erase_node(node)
         elif value == 0 and node.op == "call_function":
-            self._call(node, nn.ZeroPad2d(padding))
+            self.call(node, nn.ZeroPad2d(padding))
         elif math.isinf(value):
-            raise self._refused(node, f"value={value}", "a finite value, or a max-pool behind it,")
+            raise self.refused(node, f"value={value}", "a finite value, or a max-pool behind it,")
 
     def _padding(self, node: fx.Node) -> tuple[tuple[int, int, int, int], float] | None:
         """Returns (left, right, top, bottom) and the value of a constant padding of maps."""
         layer = self.layer(node)
         if isinstance(layer, nn.CircularPad2d):
-            raise self._refused(node, "mode=circular, which OpenVINO lacks", "constant or reflect")
+            raise self.refused(node, "mode=circular, which OpenVINO lacks", "constant or reflect")
         if isinstance(layer, nn.ConstantPad2d):  # nn.ZeroPad2d is one
             return layer.padding, float(layer.value)
         if node.op != "call_function" or node.target is not F.pad:
@@ -126,7 +127,7 @@ class Rewriter:
         given |= node.kwargs
         mode, pad = given.get("mode", "constant"), given["pad"]
         if mode == "circular":
-            raise self._refused(node, "mode=circular, which OpenVINO lacks", "constant or reflect")
+            raise self.refused(node, "mode=circular, which OpenVINO lacks", "constant or reflect")
         if mode != "constant" or not all(isinstance(p, int) for p in pad) or len(pad) % 2:
             return None
         sides = (*pad, 0, 0, 0, 0)
@@ -162,55 +163,55 @@ class Rewriter:
             except RuntimeError:  # more padding than half a window
                 return False
             if tuple(size) == wanted:
-                self._call(node, made)
+                self.call(node, made)
                 return True
         return False
 
-    # Pools
 
-    def _average_pool(self, node: fx.Node, pool: nn.AvgPool2d) -> None:
-        """Takes the windows that overhang a padded map out of integer average pools.
+def _average_pool(rewriter: Rewriter, node: fx.Node, pool: nn.AvgPool2d) -> None:
+    """Takes the windows that overhang a padded map out of integer average pools.
 
-        ONNX Runtime's integer kernel, and OpenVINO's with padding, divide by the whole window.
-        Without counted padding both are right.
-        """
-        if pool.divisor_override is not None:
-            what = f"divisor_override={pool.divisor_override}, which ONNX lacks"
-            raise self._refused(node, what, "divisor_override=None")
-        if not pool.ceil_mode or not pool.count_include_pad:
+    ONNX Runtime's integer kernel, and OpenVINO's with padding, divide by the whole window.
+    Without counted padding both are right.
+    """
+    if pool.divisor_override is not None:
+        what = f"divisor_override={pool.divisor_override}, which ONNX lacks"
+        raise rewriter.refused(node, what, "divisor_override=None")
+    if not pool.ceil_mode or not pool.count_include_pad:
+        return
+    kernel, stride, padding = map(_pair, (pool.kernel_size, pool.stride, pool.padding))
+    if any(padding):
+        size, out = rewriter.map_size(_input(node)), rewriter.map_size(node)
+        if size is None or out is None:
+            raise rewriter.refused(
+                node, "ceil_mode=True on maps of unknown size", "ceil_mode=False"
+            )
+        covered = [(o - 1) * s + k for o, s, k in zip(out, stride, kernel, strict=True)]
+        end = [min(p, c - h - p) for p, c, h in zip(padding, covered, size, strict=True)]
+        if all(c <= h + 2 * p for c, h, p in zip(covered, size, padding, strict=True)):
+            rewriter.call(node, nn.AvgPool2d(kernel, stride, padding))
             return
-        kernel, stride, padding = map(_pair, (pool.kernel_size, pool.stride, pool.padding))
-        if any(padding):
-            size, out = self.map_size(_input(node)), self.map_size(node)
-            if size is None or out is None:
-                raise self._refused(
-                    node, "ceil_mode=True on maps of unknown size", "ceil_mode=False"
-                )
-            covered = [(o - 1) * s + k for o, s, k in zip(out, stride, kernel, strict=True)]
-            end = [min(p, c - h - p) for p, c, h in zip(padding, covered, size, strict=True)]
-            if all(c <= h + 2 * p for c, h, p in zip(covered, size, padding, strict=True)):
-                self._call(node, nn.AvgPool2d(kernel, stride, padding))
-                return
-            around = (padding[1], end[1], padding[0], end[0])
-            call_before(self.graph, self.net, node, nn.ZeroPad2d(around), "padding")
-        new = nn.AvgPool2d(kernel, stride, ceil_mode=True, count_include_pad=False)
-        self._call(node, new)
+        around = (padding[1], end[1], padding[0], end[0])
+        call_before(rewriter.graph, rewriter.net, node, nn.ZeroPad2d(around), "padding")
+    new = nn.AvgPool2d(kernel, stride, ceil_mode=True, count_include_pad=False)
+    rewriter.call(node, new)
 
-    def _adaptive_max_pool(self, node: fx.Node, pool: nn.AdaptiveMaxPool2d) -> None:
-        """Makes it a max-pool, the only one that ONNX has: all windows must be of one size."""
-        size = self.map_size(_input(node))
-        if size is None or pool.return_indices:
-            return
-        wanted = [h if o is None else o for o, h in zip(_pair(pool.output_size), size, strict=True)]
-        windows = [list(_windows(h, o)) for h, o in zip(size, wanted, strict=True)]
-        kernels = [{end - start for start, end in axis} for axis in windows]
-        strides = [{b[0] - a[0] for a, b in pairwise(axis)} for axis in windows]
-        if any(len(k) > 1 for k in kernels) or any(len(s) > 1 or 0 in s for s in strides):
-            what = f"output_size={tuple(wanted)} of maps of {size}, which ONNX lacks"
-            raise self._refused(node, what, "a size that divides the map's")
-        kernel = [k.pop() for k in kernels]
-        stride = [s.pop() if s else k for s, k in zip(strides, kernel, strict=True)]
-        self._call(node, nn.MaxPool2d(tuple(kernel), tuple(stride)))
+
+def _adaptive_max_pool(rewriter: Rewriter, node: fx.Node, pool: nn.AdaptiveMaxPool2d) -> None:
+    """Makes it a max-pool, the only one that ONNX has: all windows must be of one size."""
+    size = rewriter.map_size(_input(node))
+    if size is None or pool.return_indices:
+        return
+    wanted = [h if o is None else o for o, h in zip(_pair(pool.output_size), size, strict=True)]
+    windows = [list(_windows(h, o)) for h, o in zip(size, wanted, strict=True)]
+    kernels = [{end - start for start, end in axis} for axis in windows]
+    strides = [{b[0] - a[0] for a, b in pairwise(axis)} for axis in windows]
+    if any(len(k) > 1 for k in kernels) or any(len(s) > 1 or 0 in s for s in strides):
+        what = f"output_size={tuple(wanted)} of maps of {size}, which ONNX lacks"
+        raise rewriter.refused(node, what, "a size that divides the map's")
+    kernel = [k.pop() for k in kernels]
+    stride = [s.pop() if s else k for s, k in zip(strides, kernel, strict=True)]
+    rewriter.call(node, nn.MaxPool2d(tuple(kernel), tuple(stride)))
 
 
 def _input(node: fx.Node) -> fx.Node:

@@ -1,6 +1,5 @@
 """A `torch.fx` tracer that knows the shape of every value."""
 
-import inspect
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -8,14 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._jit_internal import boolean_dispatched
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.node import map_aggregate, map_arg
-from torch.fx.operator_schemas import get_signature_for_torch_op
 
 from pqd.errors import UserError, one_line
+from pqd.graph.calls import tensors_first
+from pqd.graph.fakes import Fakes
 
-BATCHES = (2, 3)  # what differs between them depends on the batch
 _OF_SHAPE = {"shape", "size", "ndim", "dim"}
 
 
@@ -34,26 +30,22 @@ class Tracer(fx.Tracer):
         """Takes the backbone's name, (C, H, W) of its images, and layers to call after others."""
         super().__init__()
         self.name = name
-        self.shape = shape
+        self._fakes = Fakes(shape)
         self.after = after
         self.entered: dict[str, None] = {}  # layers that were traced into, in order
-        self._values: dict[fx.Node, tuple[Any, ...]] = {}  # fake, one for each of BATCHES
-        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
-        self._evaluating = False
 
     def trace(self, root: nn.Module | Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Graph:
         """As `fx.Tracer.trace`; numbers that nobody reads are left out of the graph."""
         graph = super().trace(root, *args, **kwargs)
         for node in reversed(graph.nodes):
-            known = self._values.get(node, ())
-            number = bool(known) and not isinstance(known[0], Tensor) and node.op != "output"
+            number = self._fakes.is_number(node) and node.op != "output"
             if (number or node.op == "get_attr") and not node.users:
                 graph.erase_node(node)
         return graph
 
     def map_size(self, node: fx.Node) -> tuple[int, int] | None:
         """Returns height and width of the maps [B, C, H, W] that a node returns, if it does."""
-        value = (*self._values.get(node, ()), None)[0]
+        value = self._fakes.of(node)
         known = isinstance(value, Tensor) and value.ndim == 4
         return (int(value.shape[2]), int(value.shape[3])) if known else None
 
@@ -74,7 +66,7 @@ class Tracer(fx.Tracer):
         kwargs: dict[str, Any],
     ) -> Any:
         """Calls a layer, or traces into it, and then what comes `after` it."""
-        if self._evaluating:
+        if self._fakes.computing:
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
         if isinstance(m, nn.Conv2d | nn.Linear) and not self.is_leaf_module(m, path):
@@ -109,7 +101,7 @@ class Tracer(fx.Tracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Returns a layer's attribute, a proxy where it is a parameter."""
-        if self._evaluating:
+        if self._fakes.computing:
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
@@ -119,7 +111,7 @@ class Tracer(fx.Tracer):
 
     def iter(self, obj: Any) -> Any:
         """Iterates over a value of known length, such as the parts of a split."""
-        value = (*self._values.get(obj.node, ()), None)[0]
+        value = self._fakes.of(obj.node)
         if isinstance(value, tuple | list):
             return iter([obj[i] for i in range(len(value))])
         return super().iter(obj)
@@ -135,9 +127,9 @@ class Tracer(fx.Tracer):
     ) -> Any:
         """Adds a node; of what asks for a shape, returns the numbers."""
         if kind.startswith("call_"):
-            args, kwargs = self._tensors_first(kind, target, args, kwargs)
+            args, kwargs = tensors_first(self.root, kind, target, args, kwargs)
         proxy = super().create_proxy(kind, target, args, kwargs, *more, **further)
-        values = self._values[proxy.node] = self._evaluate(proxy.node)
+        values = self._fakes.add(self.root, proxy.node)
         asks = target is getattr and args[1] in _OF_SHAPE
         asks = asks or (kind == "call_method" and target in _OF_SHAPE)
         return self._numbers(proxy, *values) if asks and values else proxy
@@ -149,75 +141,6 @@ class Tracer(fx.Tracer):
                 for i, pair in enumerate(zip(one, other, strict=True))
             )
         return one if one == other else proxy
-
-    def _evaluate(self, node: fx.Node) -> tuple[Any, ...]:
-        """Computes the fake values of a node; empty where that fails, as many things may."""
-        try:
-            self._evaluating = True
-            with self._fake, torch.no_grad():
-                return tuple(self._call(node, i) for i in range(len(BATCHES)))
-        except Exception:
-            return ()
-        finally:
-            self._evaluating = False
-
-    def _call(self, node: fx.Node, batch: int) -> Any:
-        if node.op == "placeholder":
-            device = next((p.device for p in self.root.parameters()), None)
-            return torch.empty(BATCHES[batch], *self.shape, device=device)
-        args: Any = map_arg(node.args, lambda n: self._values[n][batch])
-        kwargs: Any = map_arg(node.kwargs, lambda n: self._values[n][batch])
-        if node.op == "get_attr":
-            path, _, attribute = str(node.target).rpartition(".")
-            return self._fake_of(getattr(self.root.get_submodule(path), attribute))
-        if node.op == "call_module":
-            # On fake parameters and buffers: a batch norm counts its calls.
-            layer = self.root.get_submodule(str(node.target))
-            state = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
-            state = {name: self._fake_of(tensor) for name, tensor in state.items()}
-            return torch.func.functional_call(layer, state, args, kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        assert callable(node.target)
-        return node.target(*args, **kwargs)
-
-    def _fake_of(self, tensor: Tensor) -> Tensor:
-        fake: Tensor = self._fake.from_tensor(tensor, static_shapes=True)
-        return fake
-
-    def _tensors_first(
-        self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Passes by position what is passed by name, up to the last tensor among it."""
-        if not any(map(_holds_tensor, kwargs.values())):
-            return args, kwargs
-        for signature in self._signatures(kind, target):
-            names = [
-                p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD
-            ]
-            try:
-                bound = signature.bind(*args, **kwargs)
-            except TypeError:
-                continue
-            if len(args) > len(names):
-                continue
-            bound.apply_defaults()
-            moved = [i for i, n in enumerate(names) if n in kwargs and _holds_tensor(kwargs[n])]
-            first = names[: max([len(args) - 1, *moved]) + 1]
-            rest = {name: value for name, value in kwargs.items() if name not in first}
-            return tuple(bound.arguments[name] for name in first), rest
-        return args, kwargs
-
-    def _signatures(self, kind: str, target: Any) -> list[inspect.Signature]:
-        if kind == "call_module":
-            return [inspect.signature(self.root.get_submodule(target).forward)]
-        function = getattr(torch, target, None) if kind == "call_method" else target
-        if function is not None and function in boolean_dispatched:
-            function = boolean_dispatched[function]["if_true"]
-        found = get_signature_for_torch_op(function) if callable(function) else None
-        if found or not inspect.isfunction(function):
-            return found or []
-        return [inspect.signature(function)]
 
 
 class _Proxy(fx.Proxy):
@@ -241,9 +164,3 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     plain = not isinstance(one, nn.Parameter) and not isinstance(other, nn.Parameter)
     same = plain and (one.dtype, one.device) == (other.dtype, other.device)
     return same and not one.is_meta and torch.equal(one, other)
-
-
-def _holds_tensor(value: Any) -> bool:
-    found = []
-    map_aggregate(value, lambda v: found.append(v) if isinstance(v, fx.Proxy | Tensor) else None)
-    return bool(found)

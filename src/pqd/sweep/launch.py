@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pqd import keys, result
+from pqd import keys, result, schema
 from pqd.errors import UserError, choices, one_line
 from pqd.result import Result
 from pqd.sweep import finish
@@ -71,7 +71,7 @@ def mistake(error: BaseException) -> str | None:
     if isinstance(error, CompactHydraException | OmegaConfBaseException):
         cause = error.__cause__
         text = f"{error}. {cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
-        return keys.explained(" ".join(text.split()))
+        return keys.explained(" ".join(text.split()), schema.schema())
     if isinstance(error, OSError) and error.errno in _REFUSALS:
         return one_line(error)
     return None
