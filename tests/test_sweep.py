@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from configs import config
-from pqd import progress, report, result
+from pqd import report, result, tables
 from pqd.sweep import finish as end_of_sweep
 from pqd.sweep import job as around_job
 
@@ -81,7 +81,7 @@ def test_no_job_is_an_error(tmp_path, capsys):
     [
         (report, "build", "the sweep's report"),
         (end_of_sweep, "_summarize", "the sweep's summary"),
-        (progress, "comparison_table", "the table"),
+        (tables, "comparison_table", "the table"),
     ],
 )
 def test_what_a_sweep_shows_at_its_end_does_not_fail_it(

@@ -19,9 +19,10 @@ from pqd.config import BASELINE, Config
 from pqd.errors import naming
 from pqd.identity import figures_of, stage_keys
 from pqd.measure import provenance
-from pqd.progress import show, stage_table
+from pqd.progress import show
 from pqd.result import Final, Provenance, Result, StageResult
 from pqd.stages import NO_STAGES, STAGES, Stage, spelled
+from pqd.tables import stage_table
 from pqd.trainer import Trainer
 
 FIGURES = "record.json"  # of a cache entry

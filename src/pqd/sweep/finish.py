@@ -73,7 +73,8 @@ def end(sweep: Path, jobs: list[Path] | None, *, interrupted: bool = False) -> b
     Returns:
         Whether all jobs completed.
     """
-    from pqd.progress import comparison_table, show
+    from pqd.progress import show
+    from pqd.tables import comparison_table
 
     if jobs is None:
         jobs = sorted(path.parent for path in sweep.glob(f"*/{FILE}"))
