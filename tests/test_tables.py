@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from pqd.result import Final, Latency, Result, StageResult
-from pqd.tables import comparison_table, stage_table
+from pqd.tables import comparison_table, ending, stage_table
 
 
 @pytest.fixture
@@ -161,4 +161,21 @@ def test_a_run_that_fails_for_its_figures_has_none_in_the_tables(result):
     assert shown(stage_table(failed)).splitlines()[-1] == f"failed: {reason}"
     assert cells(shown(comparison_table([failed]))) == [
         ["resnet20_digits_pqd", "pqd", "failed", *"------"]
+    ]
+
+
+def test_the_end_names_the_folder_where_wandb_has_it_and_what_to_do_next(
+    result, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    result.files = {"model.onnx": {"bytes": 290_000}, "model.pqd": {"bytes": 50_000}}
+    assert ending(result, tmp_path / "a run", "W&B: there") == [
+        "folder: 'a run' (model.onnx 283 KiB, model.pqd 48.8 KiB)",
+        "W&B: there",
+        "next: pqd predict 'a run/model.onnx' IMAGE; pqd bench 'a run'; pqd report 'a run'",
+    ]
+    monkeypatch.chdir("/")
+    assert ending(result, tmp_path, None)[1:] == [
+        f"next: pqd predict {str(tmp_path)[1:]}/model.onnx IMAGE; pqd bench {str(tmp_path)[1:]}; "
+        f"pqd report {str(tmp_path)[1:]}",
     ]

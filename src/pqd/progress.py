@@ -2,7 +2,9 @@
 
 import io
 import logging
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console, RenderableType
@@ -27,6 +29,12 @@ def show(shown: RenderableType, console: Console | None = None) -> None:
         to.print(shown, soft_wrap=isinstance(shown, str), markup=False)
     assert isinstance(copy.file, io.StringIO)
     log.info("%s", copy.file.getvalue().rstrip())
+
+
+def place(path: Path) -> str:
+    """A path as one gives it to a shell: from the working directory where it is below that."""
+    path, here = path.absolute(), Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
 class StageProgress:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from statistics import fmean
 
 from rich.console import Group
@@ -10,11 +11,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from pqd.progress import duration
+from pqd.progress import duration, place
 from pqd.report import words
 from pqd.result import Final, Latency, Result
 from pqd.stages import spell
 
+MODEL = "model.onnx"  # in a run's folder
 RUNS_SHOWN = 12  # in the table at the end of a sweep; of more it shows means
 DASH, DOUBTED = "-", "!"  # no figure; a run with warnings
 NOTES = {
@@ -65,7 +67,24 @@ def _summary(result: Result) -> str:
         parts[-1] += f" ({_setting(row)})"
     else:
         parts.append("latency not measured")
-    return "model.onnx: " + ", ".join(parts)
+    return f"{MODEL}: " + ", ".join(parts)
+
+
+def ending(result: Result, folder: Path, tracked: str | None) -> list[str]:
+    """Says where a completed run is, and what to do next.
+
+    Args:
+        result: of the run.
+        folder: of the run.
+        tracked: where W&B has it, in a line; None if it has not.
+    """
+    where, sizes = place(folder), result.files.items()
+    listed = ", ".join(f"{name} {words.bytes_(file['bytes'])}" for name, file in sizes)
+    return [
+        f"folder: {where} ({listed})",
+        *([tracked] if tracked else []),
+        f"next: pqd predict {place(folder / MODEL)} IMAGE; pqd bench {where}; pqd report {where}",
+    ]
 
 
 def comparison_table(results: Iterable[Result]) -> Group:
@@ -78,7 +97,7 @@ def comparison_table(results: Iterable[Result]) -> Group:
     rows = [row for result in results if (row := _deployed(result))]
     many = len(results) > RUNS_SHOWN
     table = Table(
-        title="model.onnx, means over seeds" if many else "model.onnx of every run",
+        title=f"{MODEL}, means over seeds" if many else f"{MODEL} of every run",
         caption="; ".join(sorted({_setting(row) for row in rows})) or None,
     )
     table.add_column("run", overflow="fold")
