@@ -69,7 +69,7 @@ def test_epochs_that_an_earlier_process_trained_are_not_counted(foretold):
 
 def test_where_steps_are_few_the_first_epoch_tells(foretold):
     assert foretold(0.5, epochs=5, steps=4)[0] == (
-        "training takes about 8.0s if all is as fast as this first epoch: 5 epochs of 4 steps\n"
+        "training takes about 10s if all is as fast as this first epoch: 5 epochs of 4 steps\n"
     )
 
 

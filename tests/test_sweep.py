@@ -52,7 +52,8 @@ def test_failed_jobs_are_named_by_their_folders(job, tmp_path, capsys):
         "quotes: line 1 column 2 (char 1)",
         "pqd: without a result, 2 of 5 jobs: 3_job, 4_job",
     ]
-    assert out.splitlines()[-2:] == [
+    assert out.splitlines()[-3:] == [
+        f"report: {tmp_path}/report.html",
         "the verdict",
         f"1 of 5 runs completed; folder: {tmp_path}",
     ]

@@ -605,13 +605,14 @@ def test_sweep_leaves_one_summary_run_with_the_frontier(config, tmp_path):
         result.write(tmp_path / order, completed(order, accuracy=accuracy))
     (tmp_path / "report.md").write_text("report")
     report = view(load([tmp_path]))
-    tracking.log_sweep(config.logger, tmp_path, report)
+    told = tracking.log_sweep(config.logger, tmp_path, report)
 
     found = read(tmp_path)
     assert (found.run["job_type"], found.run["run_group"]) == ("sweep-summary", tmp_path.name)
     assert found.summary["verdict"] == report.verdict
     assert found.summary["jobs"] == 2
     (files,) = tmp_path.glob("wandb/*run-*/files")
+    assert told.endswith(f"; upload with: wandb sync {files.parent}")
     table = json.loads((files / found.summary["frontier.path"]).read_text())
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     sizes = {row["order"]: row for row in rows if row["unit"] == "bytes"}

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from rich.console import Console
 
 from pqd.progress import duration, show
+from pqd.report.words import count
 
 WARM_UP = 3  # steps that are not timed: caches fill, code is compiled
 TIMED, TIMED_SECONDS = 10, 2.0  # steps that are, or fewer if they take so long
+STEPS, EPOCH = "these first steps", "this first epoch"
 LONG = 3600.0  # s; from here on a shorter training is suggested where there is no accelerator
 
 
@@ -52,18 +54,19 @@ class Forecast:
         elif timed == TIMED or (timed > 0 and time.perf_counter() - self._start > TIMED_SECONDS):
             self.wait()
             seconds = (time.perf_counter() - self._start) / timed
-            self._say(self.epochs * self.steps * seconds, "these first steps")
+            self._say(self.epochs * self.steps * seconds, STEPS)
 
     def epoch(self, metrics: Mapping[str, float]) -> None:
         """Called with an epoch's metrics, as `fit` gives them to `on_epoch`."""
         if not self._said:
-            self._say((self.epochs - 1) * metrics["seconds"], "this first epoch")
+            self._say(self.epochs * metrics["seconds"], EPOCH)
 
     def _say(self, seconds: float, what: str) -> None:
         self._said = True
-        amount = f"{self.epochs} epochs of {self.steps} steps"
+        if self.epochs == 1 and what == EPOCH:
+            return  # and that is over
+        amount = f"{count(self.epochs, 'epoch')} of {count(self.steps, 'step')}"
         line = f"training takes about {duration(seconds)} if all is as fast as {what}: {amount}"
         if self.budget is not None and seconds >= LONG:
             line += f"; budget={self.budget / 10:g} would take a tenth, {duration(seconds / 10)}"
-        if seconds > 0:
-            show(line, self.console)
+        show(line, self.console)

@@ -49,13 +49,16 @@ def _launched() -> dict[str, Any]:
     return {"experiment": experiment, "overrides": list(hydra.overrides.task)}
 
 
-def log_sweep(logger: LoggerConfig, sweep_dir: Path, report: "Report") -> None:
+def log_sweep(logger: LoggerConfig, sweep_dir: Path, report: "Report") -> str | None:
     """Logs a sweep as one summary run: the table `frontier`, plots, the verdict, the report.
 
     Args:
         logger: of any of the sweep's jobs.
         sweep_dir: the sweep's folder; its report.html, report.md and points.csv are uploaded.
         report: what the report says.
+
+    Returns:
+        where that run is, see `Tracker.told`.
     """
     tracker = track(
         logger,
@@ -70,6 +73,7 @@ def log_sweep(logger: LoggerConfig, sweep_dir: Path, report: "Report") -> None:
     with tracker:
         tracker.call(lambda run: record_sweep(run, sweep_dir, report))
         tracker.close(exit_code=0)
+    return tracker.told
 
 
 def _sweep_of(folder: Path) -> str | None:
