@@ -23,13 +23,13 @@ from torch.nn import functional as F
 from pqd import backbones
 from pqd.config import BackboneConfig, RuntimeConfig, TrainConfig
 from pqd.constraints import attach
-from pqd.constraints.channels import KeptChannels
 from pqd.constraints.quantization import FakeQuantization
 from pqd.data import Batch
 from pqd.devices import resolve_device, resolve_precision
 from pqd.export.onnx_file import write_onnx
 from pqd.graph.channels import channels
 from pqd.measure import latency
+from pqd.pruning.channels import narrowed
 from pqd.pruning.cost import Shapes, allocate, levels
 from pqd.pruning.importance import magnitude
 from pqd.stages.quantize import calibrate
@@ -47,8 +47,7 @@ def pruned(dense: fx.GraphModule, macs: float, round_to: int) -> tuple[fx.GraphM
     values = [value.double().numpy() for value in magnitude(model, found.groups)]
     allowed = [levels(group.units, group.width, round_to, round_to) for group in found.groups]
     units = allocate(values, allowed, shapes.macs, macs * shapes.macs(shapes.dense))
-    keep = [torch.arange(g.units) < int(n) for g, n in zip(found.groups, units, strict=True)]
-    attach(model, KeptChannels.of(model, found.groups, keep))
+    attach(model, narrowed(model, found.groups, units))
     return model, shapes.macs(units) / shapes.macs(shapes.dense)
 
 

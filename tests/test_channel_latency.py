@@ -21,6 +21,7 @@ from pqd.graph.channels import channels
 from pqd.identity import stage_keys
 from pqd.measure import is_quantized, macs
 from pqd.pruning import latency
+from pqd.pruning.channels import narrowed
 from pqd.pruning.cost import Shapes
 from pqd.pruning.latency import Target, table
 from pqd.pruning.layer_onnx import write_layer
@@ -164,7 +165,7 @@ def test_what_is_measured_is_a_smaller_int8_file(model, order, tmp_path):
     before = describe(model)
     half = stage.channels.shapes.dense // 2
     path = tmp_path / "pruned.onnx"
-    latency._write(model, stage.channels._narrowed(model, half), path, (3, 8, 8))
+    latency._write(model, narrowed(model, stage.channels.groups, half), path, (3, 8, 8))
     assert is_quantized(path)
     assert macs(path) == stage.channels.shapes.macs(half)
     assert describe(model) == before

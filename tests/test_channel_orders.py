@@ -92,3 +92,30 @@ def test_every_order_ends_in_a_smaller_network(grown, order, tmp_path):
     own = predict(network, batches).numpy()
     theirs = measure.predictions(path, (x for x, _ in batches), "onnxruntime")
     assert (own == theirs).mean() >= 0.995
+
+
+def test_a_stage_that_is_stopped_goes_on_as_if_it_had_not_been(grown, tmp_path):
+    trainer, folder, figures = grown
+
+    def train(place, on_epoch):
+        place.mkdir()
+        return trainer.train(
+            STAGES["prune"],
+            folder / "none",
+            place,
+            baseline=folder / "none",
+            checkpoint=tmp_path / "checkpoint",
+            on_epoch=on_epoch,
+        )
+
+    def stop(metrics):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "stopped", stop)
+    found = train(tmp_path / "resumed", lambda metrics: None)
+    assert found["shape"] == figures["p"]["shape"]
+    state, expected = (load_network(place) for place in (tmp_path / "resumed", folder / "p"))
+    assert describe(state) == describe(expected)
+    other = expected.state_dict()
+    assert all(torch.equal(tensor, other[name]) for name, tensor in state.state_dict().items())

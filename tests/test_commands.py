@@ -108,7 +108,7 @@ class TestTrain:
         assert found[1]["config"]["distill"]["teacher"] == "/none"
         assert "3 of 4 runs completed" in again.stdout
         name = "1_resnet20_digits_pqd_seed0_distill.teacher=none"
-        assert f"pqd: {name} failed: stage distill: teacher /none cannot be read" in again.stderr
+        assert f"pqd: {name} failed: distill.teacher=/none cannot be read: No such" in again.stderr
         assert (sweep / "report.html").exists()
 
     def test_the_cache_is_listed_and_pruned(self, folder, done):

@@ -47,6 +47,8 @@ def test_every_option_composes(group, option):
     needed = {
         "timm": ["backbone.name=resnet10t"],
         "custom": ["backbone.builder=my.module.build", "backbone.name=mine"],
+        "channels": ["prune.macs=0.5"],
+        "channels_and_weights": ["prune.macs=0.5"],
     }
     extra = needed.get(option, [])
     name = f"{folder}/{option}" if folder else option

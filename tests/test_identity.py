@@ -127,6 +127,12 @@ def test_epochs_that_a_budget_scales_to_the_same_share_their_stages():
     assert replace(SHARED, budget=1e-6).epochs(BASELINE) == 1
 
 
+def test_the_runs_own_teacher_is_one_however_it_is_spelled():
+    spelled = [configs.settings("distill", **given) for given in ({}, {"teacher": None})]
+    keys = [identity.stage_keys(configs.config("d", distill=given), FACTS) for given in spelled]
+    assert keys[0] == keys[1]
+
+
 def test_the_content_of_a_file_counts_not_its_name(tmp_path):
     def keys(name, text):
         (tmp_path / name).write_text(text)

@@ -65,9 +65,9 @@ class StageResult(_Checked):
     epochs: int = 0
     loss: float | None = None
     validation_accuracy: float | None = None
-    teacher_accuracy: float | None = None  # on the validation split, too
     sparsity: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)  # metrics of every epoch
+    teacher_accuracy: float | None = None  # on the validation split, too
     shape: dict[str, Any] | None = None  # of a network with fewer channels; see `pqd.pruning`
 
 

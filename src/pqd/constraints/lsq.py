@@ -31,7 +31,7 @@ from pqd.constraints.fake_quant import (
 from pqd.constraints.placement import Quantizers, insert_fake_quants
 from pqd.constraints.quantization import FakeQuantization
 
-_FREEDOM = 4.0  # how far a step may move from what abs-max would have
+_FREEDOM = 4.0  # how far the step of an activation may move from what it was calibrated to
 _INSIDE = 1 + 1e-6  # the largest weight is not clipped, however the division is rounded
 
 
@@ -58,10 +58,12 @@ class LearnedWeightFakeQuant(WeightFakeQuant):
     def scale(self, weight: Tensor) -> Tensor:
         """Returns the step of each output channel: `[K, C, R, S]` gives `[K, 1, 1, 1]`.
 
-        It is at most what the largest weight of the channel needs, and at least a quarter of that.
+        It is at most what the largest weight of the channel needs. How much less pays depends on
+        the bits: of 2, a quarter of it (clipping most weights); of 8, hardly anything, and a few
+        clipped weights have gradients that are large against a step.
         """
-        largest = super().scale(weight) * _INSIDE
-        return torch.minimum(torch.maximum(self.step.detach(), largest / _FREEDOM), largest)
+        largest = super().scale(weight).mul_(_INSIDE)
+        return self.step.detach().clamp(largest / (1 + 3 / math.sqrt(self.code_max)), largest)
 
     def codes(self, weight: Tensor) -> Tensor:
         """Returns the integer codes of `weight` as INT8, same shape."""
@@ -88,8 +90,7 @@ class LearnedActivationFakeQuant(ActivationFakeQuant):
     @property
     def scale(self) -> Tensor:  # type: ignore[override]
         """The step: between a quarter and four times what it was calibrated to."""
-        low, high = self.calibrated / _FREEDOM, self.calibrated * _FREEDOM
-        return torch.minimum(torch.maximum(self.step.detach(), low), high)
+        return self.step.detach().clamp(self.calibrated / _FREEDOM, self.calibrated * _FREEDOM)
 
     def set_scale(self, scale: Tensor) -> None:
         """Sets the step, in place, without a gradient."""
@@ -101,7 +102,13 @@ class LearnedActivationFakeQuant(ActivationFakeQuant):
         return ["step"]
 
     def quantize(self, x: Tensor) -> Tensor:
-        """Rounds `x` of shape [B, ...] to its codes."""
+        """Rounds `x` of shape [B, ...] to its codes.
+
+        The range of images is known and stays: a gradient for it would cost the first layer one
+        for all its inputs.
+        """
+        if not x.requires_grad:
+            return super().quantize(x)
         step = _stepped(self, self.scale)
         quantized: Tensor = _LearnedFakeQuantize.apply(x, step, self.zero_point)
         return quantized
@@ -126,19 +133,18 @@ class LearnedSteps(FakeQuantization):
 class _LearnedRound(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, step: Tensor, code_max: int) -> Tensor:
-        ctx.save_for_backward(weight, step)
+        ratio = weight / step
+        ctx.save_for_backward(ratio)
         ctx.code_max = code_max
-        return (weight / step).round_().clamp_(-code_max, code_max).mul_(step)
+        return ratio.round().clamp_(-code_max, code_max).mul_(step)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        weight, step = ctx.saved_tensors
-        ratio, bound = weight / step, ctx.code_max
-        grad_weight = torch.where(ratio.abs() <= bound, grad, 0.0)
-        codes = ratio.round().clamp_(-bound, bound)
-        shared = tuple(range(1, weight.ndim))
-        grad_step = (grad * codes - grad_weight * ratio).sum(shared, keepdim=True)
-        return grad_weight, grad_step / math.sqrt(weight[0].numel() * bound), None
+        (ratio,), bound = ctx.saved_tensors, ctx.code_max
+        inside = torch.ops.aten.hardtanh_backward(grad, ratio, -bound, bound)
+        slopes = grad * ratio.round().clamp_(-bound, bound) - inside * ratio
+        grad_step = slopes.sum(tuple(range(1, ratio.ndim)), keepdim=True)
+        return inside, grad_step / math.sqrt(ratio[0].numel() * bound), None
 
 
 class _LearnedFakeQuantize(torch.autograd.Function):
@@ -161,7 +167,7 @@ class _LearnedFakeQuantize(torch.autograd.Function):
         else:
             inside = torch.where((x > low) & (x < high), grad, 0.0)
         # Eq. 3 times s: clipped values are codes -Q_N and Q_P, the others differ by their rounding.
-        grad_step = (_dot(grad, quantized) - _dot(inside, x)) / step
+        grad_step = _difference(grad, quantized, inside, x) / step
         gain = 1 / math.sqrt(x[0].numel() * CODE_MAX)
         return inside, (grad_step * gain).to(step.dtype), None
 
@@ -177,5 +183,14 @@ def _stepped(
     return quantizer.step
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(dtype=torch.float32)
+def _difference(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """Returns sum(a b) - sum(c d) of tensors [B, ...] in float32, in as few passes as there are."""
+    if a.dtype == torch.float32:
+        return torch.dot(*map(_flat, (a, b))) - torch.dot(*map(_flat, (c, d)))
+    products = (a * b).addcmul_(c, d, value=-1)  # before they are summed: both sums are large
+    return _flat(products).view(len(a), -1).sum(1).float().sum()
+
+
+def _flat(x: Tensor) -> Tensor:
+    """Returns the values of a tensor as they lie in memory, if its channels are last."""
+    return (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).reshape(-1)

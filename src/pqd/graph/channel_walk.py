@@ -153,10 +153,8 @@ class Walk(fx.Interpreter):
         if not self.view.is_activation(n):
             return super().run_node(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        if n.op == "placeholder":
-            return super().run_node(n)
-        if n.op == "output":
-            return self.names.pin(args)
+        if n.op in ("placeholder", "output"):
+            return self.names.pin(args) if n.op == "output" else super().run_node(n)
         try:
             value = self._understood(n, args, kwargs)
         except (RuntimeError, ValueError, IndexError, TypeError):
@@ -166,16 +164,10 @@ class Walk(fx.Interpreter):
     def _unknown(self, node: fx.Node, read: Any) -> Any:
         """Pins what a node reads and writes, and names it if that costs anything."""
         if self.names.pin(read):
-            self.names.unsupported.append(self._described(node))
+            self.names.unsupported.append(_described(self.view, node))
             if self.kept is not None:
                 raise Misfit
         return self.full[node]
-
-    def _described(self, node: fx.Node) -> str:
-        module = self.view.module(node)
-        if module is not None:
-            return f"{node.target} ({type(module).__name__})"
-        return f"{node.name} ({getattr(node.target, '__name__', node.target)})"
 
     def _understood(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """Returns the names in what a node writes; None if it is not understood."""
@@ -184,7 +176,7 @@ class Walk(fx.Interpreter):
             return self._layer(node, module, args[0])
         if view.is_batch_norm(node):
             return self._batch_norm(node, args[0])
-        if self._is_elementwise(node, module, args):
+        if _is_elementwise(view, node, args):
             return args[0] if isinstance(args[0], Tensor) else args[1]
         if node.target in _ARITHMETIC and len(view.activations(node)) == 2:
             return self._sum(*args[:2])
@@ -193,16 +185,6 @@ class Walk(fx.Interpreter):
         if view.is_pass(node):
             return getattr(self, node.op)(node.target, args, kwargs)
         return None
-
-    def _is_elementwise(self, node: fx.Node, module: nn.Module | None, args: Any) -> bool:
-        if module is not None:
-            home = type(module).__module__
-            activation = home.startswith(("torch.nn.modules.activation", "timm.layers.act"))
-            mixes = type(module) in _MIXING or any(True for _ in module.parameters())
-            return (activation and not mixes) or type(module).__name__ in _PASSES
-        numbers = all(isinstance(a, int | float) for a in args[:2] if not isinstance(a, Tensor))
-        one = len(self.view.activations(node)) == 1 == sum(isinstance(a, Tensor) for a in args)
-        return node.target in _ACTIVATIONS or (node.target in _ARITHMETIC and one and numbers)
 
     def _layer(self, node: fx.Node, layer: Any, value: Tensor) -> Tensor | None:
         name, convolution = str(node.target), isinstance(layer, nn.Conv2d)
@@ -286,6 +268,27 @@ class Walk(fx.Interpreter):
         shape = list(self.full[node].shape)
         shape[dim] = len(names)
         return names.double().unflatten(0, (-1, *[1] * ((-dim - 1) % len(shape)))).expand(shape)
+
+
+def _is_elementwise(view: Graph, node: fx.Node, args: Any) -> bool:
+    """Tells whether each value that a node writes depends on the one in its place alone."""
+    module = view.module(node)
+    if module is not None:
+        home = type(module).__module__
+        activation = home.startswith(("torch.nn.modules.activation", "timm.layers.act"))
+        mixes = type(module) in _MIXING or any(True for _ in module.parameters())
+        return (activation and not mixes) or type(module).__name__ in _PASSES
+    numbers = all(isinstance(a, int | float) for a in args[:2] if not isinstance(a, Tensor))
+    one = len(view.activations(node)) == 1 == sum(isinstance(a, Tensor) for a in args)
+    return node.target in _ACTIVATIONS or (node.target in _ARITHMETIC and one and numbers)
+
+
+def _described(view: Graph, node: fx.Node) -> str:
+    """Names an operation, for messages."""
+    module = view.module(node)
+    if module is not None:
+        return f"{node.target} ({type(module).__name__})"
+    return f"{node.name} ({getattr(node.target, '__name__', node.target)})"
 
 
 def _core(value: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from pqd.constraints import attach
 from pqd.constraints.channels import KeptChannels
 from pqd.constraints.mask import masks
 from pqd.errors import UserError
-from pqd.graph.channels import channels
+from pqd.graph.channels import ChannelGroup, Channels, channels
 from pqd.pruning import importance
 from pqd.pruning.cost import Cost, Shapes, Units, allocate, levels
 from pqd.pruning.importance import Loss
@@ -49,7 +49,7 @@ class ChannelPruning:
         self.image = image[0], image[1], image[2]
         self.found, self.groups, self.unsupported = found, found.groups, found.unsupported
         self.shapes = Shapes(model, found)
-        self.allowed = self._levels()
+        self.allowed = _levels(found, options)
         self.ramp = Ramp(self.groups)
         self._removed: KeptChannels | None = None
         self._first = True
@@ -122,24 +122,6 @@ class ChannelPruning:
             self._removed = KeptChannels.of(model, self.groups, self.ramp.keep())
         return self._removed
 
-    def _levels(self) -> list[list[int]]:
-        """Returns how many units each group may keep."""
-        if not self.groups:
-            names = ", ".join(self.unsupported) or "the image and the logits"
-            raise UserError(
-                f"prune.what={self.options.what}: no channel of this network can be removed, for "
-                f"all reach what keeps its channels: {names}"
-            )
-        smallest = self.options.round_to, self.options.min_channels
-        found = [levels(group.units, group.width, *smallest) for group in self.groups]
-        if all(len(choice) == 1 for choice in found):
-            widest = max(group.units * group.width for group in self.groups)
-            raise UserError(
-                f"prune.round_to={smallest[0]} and prune.min_channels={smallest[1]} leave no "
-                f"channels to remove; the widest layer has {widest}"
-            )
-        return found
-
     def _check(self) -> None:
         """Sees to it that a shape reaches a budget that is a share."""
         cost: Cost = getattr(self.shapes, self.budget)
@@ -176,7 +158,7 @@ class ChannelPruning:
             self.target,
             {self.budget: self.most},
             model,
-            self._narrowed,
+            lambda network, shape: narrowed(network, self.groups, shape),
             lambda most: allocate(weights, self.allowed, cost, most),
             cost,
             self.image,
@@ -184,13 +166,33 @@ class ChannelPruning:
         self.ramp.measured.copy_(torch.tensor(ms, dtype=torch.float64))
         return units
 
-    def _narrowed(self, model: fx.GraphModule, units: Units) -> KeptChannels:
-        """Returns a constraint that leaves a shape; which channels it keeps does not matter."""
-        keep = [torch.arange(g.units) < int(n) for g, n in zip(self.groups, units, strict=True)]
-        return KeptChannels.of(model, self.groups, keep)
-
 
 def budgets(options: Any, *, every: bool = False) -> dict[str, float]:
     """Returns the budgets among the settings `prune.*` by name: those given, or every one."""
     named = {name: getattr(options, name) for name in (*SHARES, *TIMES)}
     return {name: value for name, value in named.items() if every or value is not None}
+
+
+def narrowed(model: fx.GraphModule, groups: Sequence[ChannelGroup], units: Units) -> KeptChannels:
+    """Returns a constraint that leaves a shape; which channels it keeps does not matter."""
+    keep = [torch.arange(g.units) < int(n) for g, n in zip(groups, units, strict=True)]
+    return KeptChannels.of(model, groups, keep)
+
+
+def _levels(found: Channels, options: Any) -> list[list[int]]:
+    """Returns how many units each group may keep."""
+    if not found.groups:
+        names = ", ".join(found.unsupported) or "the image and the logits"
+        raise UserError(
+            f"prune.what={options.what}: no channel of this network can be removed, for "
+            f"all reach what keeps its channels: {names}"
+        )
+    smallest = options.round_to, options.min_channels
+    allowed = [levels(group.units, group.width, *smallest) for group in found.groups]
+    if all(len(choice) == 1 for choice in allowed):
+        widest = max(group.units * group.width for group in found.groups)
+        raise UserError(
+            f"prune.round_to={smallest[0]} and prune.min_channels={smallest[1]} leave no "
+            f"channels to remove; the widest layer has {widest}"
+        )
+    return allowed

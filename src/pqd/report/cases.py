@@ -58,9 +58,14 @@ class Case:
 
 def axis(key: str, value: float) -> str:
     """A setting that is an axis in words, e.g. `sparsity 90 %`; shares are in %."""
-    option = option_at(key)
-    share = option.interval is not None and option.interval.high <= 1
-    return f"{option.axis or key} " + (f"{100 * value:g} %" if share else f"{value:g}")
+    shown = f"{100 * value:g} %" if is_share(key) else f"{value:g}"
+    return f"{option_at(key).axis or key} {shown}"
+
+
+def is_share(key: str) -> bool:
+    """Tells whether a setting is a share, shown in %."""
+    interval = option_at(key).interval
+    return interval is not None and interval.high <= 1
 
 
 def sort_orders(stages: dict[str, int]) -> list[str]:

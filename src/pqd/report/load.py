@@ -124,6 +124,7 @@ def _run(
             measured.append(read_as(Bench, path))
         except (OSError, ValueError) as error:
             problems.append(_problem(path, error))
+    axes = {k: float(v) for k, v in deciding.items() if options(k).axis and v != str(None)}
     return Run(
         folder=folder,
         digest=hashlib.sha256((folder / FILE).read_bytes()).hexdigest(),
@@ -133,7 +134,7 @@ def _run(
         backbone=settings["backbone.name"],
         dataset=settings["dataset.name"],
         seed=int(settings["seed"]),
-        axes={k: float(v) for k, v in deciding.items() if options(k).axis},
+        axes=axes,
         outcome={k: v for k, v in deciding.items() if not options(k).axis},
         repetition=tuple(v for k, v in counted.items() if options(k).decides is Decides.REPEAT),
         measurements=by_machine(measured),

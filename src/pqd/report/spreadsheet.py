@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pqd.identity import option_at
-from pqd.report.cases import distinct, variants
+from pqd.report.cases import distinct, is_share, variants
 from pqd.report.load import Loaded, Run
 from pqd.report.style import sort_stages
 from pqd.report.words import SIZES
@@ -54,7 +54,8 @@ def _result(
         "seed": run.seed,
     }
     for key in axes:
-        row[f"target_{option_at(key).axis}"] = 100 * run.axes[key] if key in run.axes else None
+        scale = 100 if is_share(key) else 1
+        row[f"target_{option_at(key).axis}"] = scale * run.axes[key] if key in run.axes else None
     row |= {
         "sparsity": 100 * final.sparsity,
         "accuracy": final.accuracy,

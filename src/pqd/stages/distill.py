@@ -92,7 +92,8 @@ class Distill(Stage):
         found = super().identity(config, keys, digest)
         found = {key: value for key, value in found.items() if not key.startswith(unused)}
         if settings.teacher in (None, ForeignTeacher()) and not settings.teachers:
-            return found | {f"{cls.name}.teacher": keys[BASELINE]}
+            others = {k: v for k, v in found.items() if not k.startswith(f"{cls.name}.teacher")}
+            return others | {f"{cls.name}.teacher": keys[BASELINE]}
         several = [teachers.content(given, digest) for given in settings.teachers]
         return found | {f"{cls.name}.teachers": several}
 

@@ -34,8 +34,8 @@ class QuantizeSettings(StageSettings):
     calibration_batches: int = option(16, low=1)  # before each epoch until ranges are fixed
     freeze_observers: float = option(0.5, low=0, high=1)  # share of the epochs; then ranges are
     freeze_batch_norm: float = option(0.75, low=0, high=1)  # then batch-norm statistics are, too
-    # at the end, estimate these anew from calibration_batches; null does so below 8 bits
-    reestimate_batch_norm: bool | None = None
+    # at the end, estimate these anew from calibration_batches; meant for few bits
+    reestimate_batch_norm: bool = False
 
 
 @STAGES.register
@@ -101,8 +101,7 @@ class Quantize(Stage):
         With few bits they lag behind: weights jump between codes from step to step (Nagel et al.
         2022, arXiv 2203.11086, section 3.2).
         """
-        wanted = self.options.reestimate_batch_norm
-        if self.options.weight_bits < 8 if wanted is None else wanted:
+        if self.options.reestimate_batch_norm:
             batches = self.context.batches.epoch(self.context.seed + self.context.epochs)
             drawn = islice(batches, self.options.calibration_batches)
             reestimate_batch_norm(model, (batch.images for batch in drawn))
