@@ -107,7 +107,7 @@ class TestTrain:
         assert [s["cached"] for s in found[0]["stages"]] == [True] * 4
         assert found[1]["config"]["distill"]["teacher"] == "/none"
         assert "3 of 4 runs completed" in again.stdout
-        name = "1_resnet20_digits_pqd_seed0"
+        name = "1_resnet20_digits_pqd_seed0_distill.teacher=none"
         assert f"pqd: {name} failed: distill.teacher=/none cannot be read: No such" in again.stderr
         assert (sweep / "report.html").exists()
 

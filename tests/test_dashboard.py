@@ -43,6 +43,9 @@ def test_dashboard_is_built_without_network(monkeypatch):
     assert {metric for p in bars for metric in p["metrics"]} <= known
     assert {p["xAxis"].removeprefix("summary:") for p in scatters} <= known
     curves = [p["config"] for p in panels if p["viewType"] == "Run History Line Plot"]
+    whole, *curves = curves
+    assert whole["xAxis"] == "epoch"
+    assert whole["metrics"] == [f"{stage}/validation_accuracy" for stage in STAGES]
     assert {p["xAxis"] for p in curves} == {f"{stage}/epoch" for stage in STAGES}
     assert all(m.split("/")[0] == p["xAxis"].split("/")[0] for p in curves for m in p["metrics"])
 

@@ -17,13 +17,13 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 from hypothesis import given
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 import kill
 import small_sweeps as sweeps
 from pqd import result, schema
 from pqd.errors import UserError
-from pqd.identity import wanted
+from pqd.identity import run_name, wanted
 from pqd.sweep import finish
 from pqd.sweep.waves import waves
 
@@ -111,10 +111,11 @@ class Noting:
 
     def __init__(self, folder, failing=(), dying=()):
         self.told, self.folder, self.failing, self.dying = [], folder, failing, dying
-        self.places = []
+        self.places, self.jobs = [], []
 
     def launch(self, job_overrides, initial_job_idx):
         self.places += [job[-1] for job in job_overrides]
+        self.jobs += job_overrides
         self.told.append((initial_job_idx, [job[0].split("=")[1] for job in job_overrides]))
         return [self.end(i, order) for i, order in enumerate(self.told[-1][1], initial_job_idx)]
 
@@ -170,6 +171,56 @@ def test_the_sweeper_numbers_jobs_across_waves_and_announces_them(sweep, tmp_pat
     expected = [name.format("resnet20_digits_") + "_seed0" for name in names]
     assert finish._jobs == [tmp_path / "sweep" / name for name in expected]
     assert launcher.places == [f"hydra.sweep.subdir='{name}'" for name in expected]
+
+
+def names(launcher, hydra):
+    """What the launched jobs are called, and their folders."""
+    jobs = [
+        hydra.compose_config("config", [*job, "experiment=demo"], RunMode.MULTIRUN)
+        for job in launcher.jobs
+    ]
+    for cfg in jobs:
+        with open_dict(cfg):
+            del cfg["hydra"]
+    return [run_name(schema.parse(cfg)) for cfg in jobs], [path.name for path in finish._jobs]
+
+
+def test_names_and_folders_hold_what_is_swept_besides_what_they_always_do(sweep, hydra, tmp_path):
+    launcher = Noting(tmp_path / "sweep")
+    sweep(launcher, "order=pqd,qpd", "prune.sparsity=0.5", "seed=1,2")
+    found, folders = names(launcher, hydra)
+    assert sorted(found) == [
+        f"resnet20_digits_{order}_s0.5_w7_seed{seed}" for order in ("pqd", "qpd") for seed in (1, 2)
+    ]
+    assert sorted(name.partition("_")[2] for name in folders) == [
+        f"resnet20_digits_{order}_seed{seed}" for order in ("pqd", "qpd") for seed in (1, 2)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("swept", "suffixes"),
+    [
+        (["prune.lr=0.01,0.1"], ["_prune.lr=0.01", "_prune.lr=0.1"]),
+        (["distill=dkd,hinton"], ["_distill=dkd", "_distill=hinton"]),
+        (["runtime.threads=[1],[1,2]"], ["_runtime.threads=1", "_runtime.threads=1,2"]),
+        (["cache.dir='a/b c',d", "suffix=_x"], ["_x_cache.dir=a-b-c", "_x_cache.dir=d"]),
+        (["suffix=_one,_two"], ["_one", "_two"]),
+        (
+            ["train.momentum=0.1,0.2", "train.momentum=0.3", "++prune.lr=1,2"],
+            ["_prune.lr=1", "_prune.lr=2"],
+        ),
+    ],
+)
+def test_any_other_override_that_is_swept_is_in_names_and_folders(
+    sweep, hydra, tmp_path, swept, suffixes
+):
+    launcher = Noting(tmp_path / "sweep")
+    sweep(launcher, "order=pqd", *swept)
+    found, folders = names(launcher, hydra)
+    assert sorted(found) == [f"resnet20_digits_pqd_s0.9_w7_seed0{suffix}" for suffix in suffixes]
+    assert sorted(name.partition("_")[2] for name in folders) == [
+        f"resnet20_digits_pqd_seed0{suffix}" for suffix in suffixes
+    ]
 
 
 def test_a_time_in_a_jobs_folder_stays_what_was_announced(sweep, tmp_path):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from safetensors.torch import save_file
 from torch import nn
 
 import configs
@@ -334,8 +336,6 @@ class TestMistakes:
             run(tmp_path, "d", **of("distill", teacher=str(tmp_path / "none")))
 
     def test_a_dense_checkpoint_of_ones_own(self, tmp_path):
-        from safetensors.torch import save_file
-
         path = tmp_path / "mine.safetensors"
         torch.manual_seed(3)
         mine = Tiny()
@@ -369,6 +369,43 @@ class TestMistakes:
         train = TrainConfig(device="cuda")
         with pytest.raises(UserError, match=r"train.device=cuda, but this machine has no CUDA"):
             run(tmp_path, "p", train=train)
+
+
+class TestTold:
+    """What a run says, line by line; without what rich draws and what depends on time."""
+
+    def lines(self, capsys):
+        return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+
+    def test_from_its_first_line_to_its_last(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        record = run(tmp_path, "q")
+        lines = self.lines(capsys)
+        assert lines[:2] == [
+            "tiny_digits_q_w7_seed0: epochs: baseline 2, quantize 2",
+            "writes model.onnx, model.pqd and result.json to run, finished stages to cache",
+        ]
+        steps = "this first epoch: 4 epochs of 4 steps"
+        assert re.fullmatch(f"training takes about .*s if all is as fast as {steps}", lines[3])
+        (first, *_) = [i for i, line in enumerate(lines) if line.startswith("dense ")]
+        assert lines[first : first + 3] == [
+            "dense     exporting dense.onnx and testing it on 449 images",
+            "artifact  exporting model.onnx, packing it and testing it on 449 images",
+            "figures   testing and timing in ONNX Runtime, 0 s or more per model, number of "
+            "threads and batch size",
+        ]
+        assert lines[-2].startswith("folder: run (dense.onnx ")
+        size = record["final"]["sizes"]["package"] / 1024
+        assert f", model.pqd {size:.2f} KiB" in lines[-2]
+        assert lines[-1] == "next: pqd predict run/model.onnx IMAGE; pqd bench run; pqd report run"
+        run(tmp_path, "q", "again")  # all of it is in the cache
+        assert "exporting" not in " ".join(self.lines(capsys))
+
+    def test_a_loaded_baseline_trains_no_epochs(self, tmp_path, capsys):
+        path = tmp_path / "mine.safetensors"
+        save_file(Tiny().state_dict(), path)
+        run(tmp_path, "", **of("baseline", checkpoint=str(path)))
+        assert self.lines(capsys)[0] == "tiny_digits_none_seed0: nothing to train"
 
 
 class TestDoubts:

@@ -41,6 +41,22 @@ def test_no_result_and_no_folder_are_mistakes_of_the_user(tmp_path):
         points([tmp_path / "missing"])
 
 
+def test_what_to_know_before_trusting_figures_is_in_the_report(tmp_path):
+    for order, warnings in (("pqd", ["no VNNI", "<96 % alike"]), ("pdq", ["no VNNI"])):
+        run = result(order)
+        run.warnings = warnings
+        write(tmp_path, run)
+    build([tmp_path], tmp_path, figures=False)
+    name = result("pdq").name, result("pqd").name
+    lines = [f"{name[0]} and 1 other run: no VNNI", f"{name[1]}: <96 % alike"]
+    heading = "To know before trusting the figures"
+    text = (tmp_path / "report.md").read_text()
+    assert f"## {heading}\n\n- {lines[0]}\n- {lines[1]}\n\n" in text
+    page = (tmp_path / "report.html").read_text()
+    items = f"<ul><li>{lines[0]}</li><li>{lines[1].replace('<', '&lt;')}</li></ul>"
+    assert f"<h3>{heading}</h3>\n{items}" in page
+
+
 def test_broken_and_unfinished_runs_are_named_and_not_counted(tmp_path):
     write(tmp_path, result("pqd"))
     write(tmp_path, unfinished(result("pdq"), "failed", "lr=9 diverged"))

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from configs import config
-from pqd import progress, report, result
+from pqd import report, result, tables
 from pqd.sweep import finish as end_of_sweep
 from pqd.sweep import job as around_job
 
@@ -52,7 +52,8 @@ def test_failed_jobs_are_named_by_their_folders(job, tmp_path, capsys):
         "quotes: line 1 column 2 (char 1)",
         "pqd: without a result, 2 of 5 jobs: 3_job, 4_job",
     ]
-    assert out.splitlines()[-2:] == [
+    assert out.splitlines()[-3:] == [
+        f"report: {tmp_path}/report.html",
         "the verdict",
         f"1 of 5 runs completed; folder: {tmp_path}",
     ]
@@ -81,7 +82,7 @@ def test_no_job_is_an_error(tmp_path, capsys):
     [
         (report, "build", "the sweep's report"),
         (end_of_sweep, "_summarize", "the sweep's summary"),
-        (progress, "comparison_table", "the table"),
+        (tables, "comparison_table", "the table"),
     ],
 )
 def test_what_a_sweep_shows_at_its_end_does_not_fail_it(

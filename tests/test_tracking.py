@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from configs import config as default_config
@@ -164,7 +165,7 @@ def test_run_holds_config_curves_figures_and_files(config, tmp_path, capfd):
 
     with tracking.start(config, folder, "a name") as tracker:
         for metrics in epochs([1, 2], eta_s=9.0):
-            tracker.epoch("prune", metrics)
+            tracker.epoch("prune", metrics, 200)
         tracker.finish(completed(), sorted(folder.glob("*.*")))
 
     found = read(folder)
@@ -180,6 +181,7 @@ def test_run_holds_config_curves_figures_and_files(config, tmp_path, capfd):
     }
     # What was logged while it was trained comes first, and no epoch is missing or there twice.
     assert found.history[0] == {
+        "epoch": 201,
         "prune/epoch": 1,
         "prune/loss": 1,
         "prune/validation_accuracy": 91,
@@ -206,6 +208,105 @@ def test_run_holds_config_curves_figures_and_files(config, tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_epochs_are_counted_over_all_stages_too(config, tmp_path, monkeypatch):
+    run = FakeRun()
+    monkeypatch.setattr(wandb, "init", lambda **_: run)
+    with tracking.start(config, tmp_path, "x") as tracker:
+        tracker.finish(completed(), [])
+    stages = ("baseline", "prune", "quantize", "distill")
+    assert [(row["epoch"], *list(row)[:1]) for row in run.logged] == [
+        (2 * before + epoch, f"{stage}/epoch")
+        for before, stage in enumerate(stages)
+        for epoch in (1, 2)
+    ]
+    assert run.summary["epoch"] == 8
+
+
+def test_warnings_are_in_the_summary_and_tagged(config, tmp_path):
+    found = completed()
+    found.warnings = ["no VNNI"]
+    with tracking.start(config, tmp_path, "x") as tracker:
+        tracker.finish(found, [])
+    records = read(tmp_path)
+    assert records.summary["warnings"] == ["no VNNI"]
+    assert records.run["tags"] == ["pqd", "resnet20", "digits", "seed3", "warnings"]
+
+
+def test_the_configuration_holds_experiment_and_overrides(config, tmp_path, monkeypatch):
+    overrides = SimpleNamespace(task=["experiment=demo", "seed=3"])
+    hydra = SimpleNamespace(
+        runtime=SimpleNamespace(choices={"experiment": "demo"}), overrides=overrides
+    )
+    given = {}
+    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
+    monkeypatch.setattr(wandb, "init", lambda **job: given.update(job) or FakeRun())
+    with tracking.start(config, tmp_path, "x"):
+        pass
+    assert given["config"]["experiment"] == "demo"
+    assert given["config"]["overrides"] == ["experiment=demo", "seed=3"]
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "project", "entity", "tags"),
+    [
+        ({}, {}, "pqd", None, []),
+        (
+            {},
+            {"WANDB_PROJECT": "theirs", "WANDB_ENTITY": "team", "WANDB_TAGS": "a, b,pqd"},
+            "theirs",
+            "team",
+            ["a", "b"],
+        ),
+        (
+            {"project": "pqd", "entity": "me", "tags": ["mine"]},
+            {"WANDB_PROJECT": "theirs", "WANDB_ENTITY": "team", "WANDB_TAGS": "a"},
+            "pqd",
+            "me",
+            ["mine"],
+        ),
+    ],
+)
+def test_wandbs_variables_count_where_no_option_says_else(
+    config, tmp_path, monkeypatch, options, environment, project, entity, tags
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    wandb.teardown()  # it reads them when it starts
+    config.logger = LoggerConfig("wandb", **options)
+    with tracking.start(config, tmp_path, "x") as tracker:
+        tracker.finish(completed(), [])
+    run = read(tmp_path).run
+    assert (run["project"], run.get("entity")) == (project, entity)
+    assert run["tags"] == ["pqd", "resnet20", "digits", "seed3", *tags]
+
+
+def test_a_closed_run_tells_where_it_is(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def told():
+        with tracking.start(config, tmp_path / "a run", "x") as tracker:
+            tracker.finish(completed(), [])
+        return tracker.told
+
+    (line, *_) = told(), wandb.teardown()
+    (path,) = Path("a run/wandb").glob("offline-run-*")
+    assert line == (
+        f"W&B: offline, not logged in (`wandb login`); upload with: wandb sync '{path}'"
+    )
+    monkeypatch.setattr(wandb, "init", lambda **_: FakeRun())
+    sync = "upload with: wandb sync /runs/x/wandb/offline-run-1"
+    monkeypatch.setattr(wandb, "login", lambda **_: True)
+    assert told() == "W&B: https://wandb.ai/me/pqd/runs/1"
+    config.logger.mode = "offline"
+    assert told() == f"W&B: offline, as logger.mode says; {sync}"
+    tracking_run._unreachable.set()
+    config.logger.mode = "online"
+    assert told() == f"W&B: offline, it could not be reached; {sync}"
+    monkeypatch.setattr(wandb, "init", broken)
+    assert told() is None
+
+
 def test_figures_have_stable_names():
     figures = final_figures(completed().final)
     expected = {
@@ -214,6 +315,7 @@ def test_figures_have_stable_names():
         "final/agreement": 100.0,
         "final/dense_accuracy": 98.6,
         "final/sparsity": 0.9,
+        "final/sparsity_percent": 90.0,
         "final/parameters": 272474,
         "final/macs": 40810000,
         "final/fp32_onnx_bytes": 900,
@@ -226,6 +328,12 @@ def test_figures_have_stable_names():
         "final/latency_ms_p99": 1.2,
         "final/dense_latency_ms_p50": 4.0,
         "final/speedup": 4.0,
+        "final/latency_ms_p50_low": 1.0,
+        "final/latency_ms_p50_high": 1.0,
+        "final/speedup_low": 1.0,
+        "final/speedup_high": 2.0,
+        "final/noisy": False,
+        "final/slower_than_dense": False,
         "final/latency_ms_p50/dense_onnxruntime_threads1_batch1": 4.0,
         "final/latency_ms_p50/int8_onnxruntime_threads1_batch1": 1.0,
         "final/latency_ms_p50/int8_onnxruntime_threads0_batch1": 0.7,
@@ -236,6 +344,7 @@ def test_figures_have_stable_names():
         "final/dense_accuracy": 98.5,
         "final/accuracy": 97.5,
         "final/sparsity": 0.0,
+        "final/sparsity_percent": 0.0,
     }
 
 
@@ -304,7 +413,8 @@ def broken(*_, **__):
 class FakeRun:
     """A run in which everything works."""
 
-    resumed = False
+    resumed, tags = False, None
+    url, dir = "https://wandb.ai/me/pqd/runs/1", "/runs/x/wandb/offline-run-1/files"
 
     def __init__(self, **_):
         self.config, self.summary, self.exit_codes, self.logged = {}, {}, [], []
@@ -335,7 +445,7 @@ def test_trouble_is_one_warning(config, tmp_path, monkeypatch, caplog, call, tro
     monkeypatch.setattr(wandb, "setup", lambda _: settings)
     monkeypatch.setattr(wandb if call in ("init", "setup") else run, call, trouble)
     with tracking.start(config, tmp_path, "x") as tracker:
-        tracker.epoch("prune", {"epoch": 1, "loss": 1.0})
+        tracker.epoch("prune", {"epoch": 1, "loss": 1.0}, 0)
         tracker.finish(completed(), [])
     reason = "no space left on device" if trouble is broken else "no answer within 0 s"
     assert warnings_of(caplog) == [f"W&B: {reason}. The run goes on without it."]
@@ -368,7 +478,7 @@ def test_service_that_hangs_is_ended_and_the_next_run_has_a_new_one(
 def test_without_wandb_a_run_warns_once(config, tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with tracking.start(config, tmp_path, "x") as tracker:
-        tracker.epoch("prune", {"epoch": 1, "loss": 1.0})
+        tracker.epoch("prune", {"epoch": 1, "loss": 1.0}, 0)
         tracker.finish(completed(), [])
     (warning,) = warnings_of(caplog)
     assert warning.startswith("W&B: import of wandb halted")
@@ -382,7 +492,7 @@ def test_logger_none_does_nothing(config, tmp_path, monkeypatch, caplog):
         )
     )
     with tracking.start(config, tmp_path, "x") as tracker:
-        tracker.epoch("prune", {"epoch": 1, "loss": 1.0})
+        tracker.epoch("prune", {"epoch": 1, "loss": 1.0}, 0)
         tracker.finish(completed(), [])
     assert warnings_of(caplog) == []
     assert list(tmp_path.iterdir()) == []
@@ -391,7 +501,7 @@ def test_logger_none_does_nothing(config, tmp_path, monkeypatch, caplog):
 def test_logger_wandb_is_auto():
     given = OmegaConf.load(CONF / "logger/wandb.yaml")
     assert OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(LoggerConfig), given)) == (
-        LoggerConfig(name="wandb", project="pqd", entity=None, group=None, mode="auto")
+        LoggerConfig(name="wandb", project=None, entity=None, group=None, tags=[], mode="auto")
     )
 
 
@@ -478,7 +588,7 @@ def test_a_stage_that_goes_on_is_whole_and_its_summary_is_its_last_epochs(
     found = completed()
     found.stages[1].history = epochs([1, 2, 3])
     with tracking.start(config, tmp_path, "x") as tracker:
-        tracker.epoch("prune", epochs([3])[0])
+        tracker.epoch("prune", epochs([3])[0], 2)
         tracker.finish(found, [])
     logged = [(k, v) for row in run.logged for k, v in row.items() if k.endswith("/epoch")]
     earlier = [] if resumed else [("baseline/epoch", 1), ("baseline/epoch", 2), ("prune/epoch", 1)]
@@ -495,13 +605,14 @@ def test_sweep_leaves_one_summary_run_with_the_frontier(config, tmp_path):
         result.write(tmp_path / order, completed(order, accuracy=accuracy))
     (tmp_path / "report.md").write_text("report")
     report = view(load([tmp_path]))
-    tracking.log_sweep(config.logger, tmp_path, report)
+    told = tracking.log_sweep(config.logger, tmp_path, report)
 
     found = read(tmp_path)
     assert (found.run["job_type"], found.run["run_group"]) == ("sweep-summary", tmp_path.name)
     assert found.summary["verdict"] == report.verdict
     assert found.summary["jobs"] == 2
     (files,) = tmp_path.glob("wandb/*run-*/files")
+    assert told.endswith(f"; upload with: wandb sync {files.parent}")
     table = json.loads((files / found.summary["frontier.path"]).read_text())
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     sizes = {row["order"]: row for row in rows if row["unit"] == "bytes"}
@@ -524,7 +635,7 @@ def test_training_does_not_wait_for_wandb(config, tmp_path, monkeypatch):
 
     monkeypatch.setattr(wandb, "init", init)
     with tracking.start(config, tmp_path, "x") as tracker:
-        tracker.epoch("prune", {"epoch": 1, "loss": 1.0})
+        tracker.epoch("prune", {"epoch": 1, "loss": 1.0}, 0)
         opened.set()  # only now can the run open
         tracker.finish(completed(), [])
     assert run.exit_codes == [0]

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from pqd import schema, sweep
 from pqd.errors import UserError, choices, one_line
-from pqd.identity import wanted
+from pqd.identity import swept_suffix, wanted
 from pqd.result import FILE, check_free
 from pqd.sweep.waves import waves
 
@@ -59,6 +59,8 @@ class WaveSweeper(BasicSweeper):
         check_swept(overrides, loader)
         [jobs] = self.split_arguments(overrides, max_batch_size=None)
         composed = [loader.load_sweep_config(self.config, job) for job in jobs]
+        for cfg, given in zip(composed, jobs, strict=True):
+            _add_suffix(cfg, swept_suffix(_swept(overrides, given)))
         settings = [schema.parse(_without_hydra(cfg)) for cfg in composed]
         order = waves([wanted(job) for job in settings])
         ranked = list(chain.from_iterable(order))
@@ -84,7 +86,10 @@ class WaveSweeper(BasicSweeper):
         first, died = 0, False
         results: list[Sequence[JobReturn]] = []
         for wave in order:
-            placed = [[*jobs[job], _fixed(names[rank])] for rank, job in enumerate(wave, first)]
+            placed = [
+                [*jobs[job], *_fixed(settings[job].suffix, names[rank])]
+                for rank, job in enumerate(wave, first)
+            ]
             log.info("launching %s of %d", _span(first + 1, first + len(wave)), len(jobs))
             try:
                 results.append(self._launch(placed, first))
@@ -156,6 +161,18 @@ def _without_hydra(cfg: DictConfig) -> DictConfig:
     return task
 
 
+def _swept(overrides: list[Override], job: list[str]) -> dict[str, str]:
+    """The swept values of a job, by key; of a key that is given twice the last counts."""
+    last = {override.get_key_element(): override.is_sweep_override() for override in overrides}
+    given = {key: value for key, _, value in (text.partition("=") for text in job)}
+    return {key.lstrip("+"): value for key, value in given.items() if last[key]}
+
+
+def _add_suffix(cfg: DictConfig, suffix: str) -> None:
+    with read_write(cfg):
+        cfg.suffix += suffix
+
+
 def _subfolder(cfg: DictConfig, number: int) -> str:
     """The name of a job's folder, which Hydra makes up only when the job starts."""
     with read_write(cfg), open_dict(cfg):
@@ -163,9 +180,11 @@ def _subfolder(cfg: DictConfig, number: int) -> str:
     return str(cfg.hydra.sweep.subdir)
 
 
-def _fixed(subfolder: str) -> str:
-    """The override that gives a job its folder, also if there is a time in the name."""
-    return f"hydra.sweep.subdir={QuotedString(subfolder, Quote.single).with_quotes()}"
+def _fixed(suffix: str, subfolder: str) -> list[str]:
+    """The overrides that give a job its suffix and folder, also if there is a time in the name."""
+    given = {"suffix": suffix, "hydra.sweep.subdir": subfolder}
+    quoted = {key: QuotedString(value, Quote.single).with_quotes() for key, value in given.items()}
+    return [f"{key}={value}" for key, value in quoted.items() if given[key]]
 
 
 def _span(first: int, last: int) -> str:

@@ -101,9 +101,10 @@ class LoggerConfig:
     """Where metrics go besides the run's folder."""
 
     name: str = option(MISSING, choices=("wandb", "none"))
-    project: str = "pqd"
-    entity: str | None = None  # None: the user's default
+    project: str | None = None  # None: WANDB_PROJECT, else pqd
+    entity: str | None = None  # None: WANDB_ENTITY, else the user's default
     group: str | None = None  # None: the sweep's folder
+    tags: list[str] = option([])  # besides order, backbone, data set, seed; none: WANDB_TAGS
     # auto: WANDB_MODE, else online when logged in
     mode: str = option("auto", choices=("auto", "online", "offline"))
 
@@ -129,6 +130,8 @@ class Config:
     runtime: RuntimeConfig = option(RuntimeConfig, decides=Decides.FIGURES)
     logger: LoggerConfig = option(LoggerConfig, decides=Decides.NOTHING)
     cache: CacheConfig = option(CacheConfig, decides=Decides.NOTHING)
+    # Ends the name and the folder of a run; a sweep adds what it varies, e.g. _prune.lr=0.01.
+    suffix: str = option("", decides=Decides.NOTHING)
 
     def of(self, stage: str) -> StageSettings:
         """Returns the settings of a stage."""

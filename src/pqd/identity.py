@@ -3,6 +3,7 @@
 Cache keys, the waves of a sweep and the averages of a report all ask here.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -17,6 +18,10 @@ from pqd.networks import WEIGHTS
 from pqd.options import PLAIN, Decides, Option
 from pqd.stages import STAGES, spelled
 
+_IN_EVERY_NAME = {"backbone", "dataset", "order", "seed", "suffix"}
+_IN_EVERY_NAME |= {f"{group}.name" for group in ("backbone", "dataset", "order")}
+_NOT_IN_NAMES = r"[^\w.,+=-]+"  # of values
+_LEFT_OUT = rf"""["'\[\]{{}}]|^{_NOT_IN_NAMES}"""
 _BY_STAGE = ("order.", "budget")  # which stages there are, and their epochs: counted there
 
 
@@ -97,7 +102,20 @@ def run_name(config: Config) -> str:
         for key, value, given in options.leaves(config.of(stage.name)):
             if given.tag and (given.tag_default or value != usual[key]):
                 parts.append(f"{given.tag}{value:g}")
-    return "_".join((*parts, f"seed{config.seed}"))
+    return "_".join((*parts, f"seed{config.seed}")) + config.suffix
+
+
+def swept_suffix(swept: Mapping[str, str]) -> str:
+    """Returns the overrides that a sweep varies as they end a run's name, e.g. `_prune.lr=0.01`.
+
+    Args:
+        swept: values by key or config group; those that every name holds are left out.
+    """
+    return "".join(
+        f"_{key}={re.sub(_NOT_IN_NAMES, '-', re.sub(_LEFT_OUT, '', value))}"
+        for key, value in swept.items()
+        if key not in _IN_EVERY_NAME and option_at(key).tag is None
+    )
 
 
 def option_at(key: str) -> Option:

@@ -19,9 +19,11 @@ from pqd.config import BASELINE, Config
 from pqd.errors import naming
 from pqd.identity import figures_of, stage_keys
 from pqd.measure import provenance
-from pqd.progress import show, stage_table
+from pqd.progress import place, show
+from pqd.report.words import runtime
 from pqd.result import Final, Provenance, Result, StageResult
 from pqd.stages import NO_STAGES, STAGES, Stage, spelled
+from pqd.tables import ending, stage_table
 from pqd.trainer import Trainer
 
 FIGURES = "record.json"  # of a cache entry
@@ -65,6 +67,8 @@ def run(config: Config, folder: Path) -> Result:
             shown = (folder / name for name in (artifact.MODEL, artifact.PACKAGE, result.FILE))
             tracker.finish(found, [path for path in shown if path.exists()])
     show(stage_table(found))
+    for line in ending(found, folder, tracker.told):
+        show(line)
     return found
 
 
@@ -82,6 +86,7 @@ class _Run:
         images = {"images": trainer.dataset.fingerprint}
         self.keys = stage_keys(replace(config, train=train), images)
         self.order = [STAGES[BASELINE], *spelled(config.order.name)]
+        self.epochs = {kind.name: trainer.epochs(kind) for kind in self.order}
 
     def complete(self) -> None:
         """Runs every stage, then makes the artifact, filling the result on the way."""
@@ -91,6 +96,7 @@ class _Run:
         for kind in self.order:
             for note in kind.notes(self.config):
                 self._warn(note)
+        self._announce()
         last: Entry | None = None
         for kind in self.order:
             with naming(f"stage {kind.name}"):
@@ -98,9 +104,18 @@ class _Run:
         assert last is not None
         self.deploy(last)
 
+    def _announce(self) -> None:
+        """Says what is going to be trained, and what will be written and where."""
+        epochs = ", ".join(f"{name} {count}" for name, count in self.epochs.items() if count)
+        show(f"{self.found.name}: {f'epochs: {epochs}' if epochs else 'nothing to train'}")
+        files = f"{artifact.MODEL}, {artifact.PACKAGE} and {result.FILE}"
+        stages = place(self.cache.folder)
+        show(f"writes {files} to {place(self.folder)}, finished stages to {stages}")
+
     def stage(self, kind: type[Stage], parent: Entry | None) -> Entry:
         """Returns the entry of a stage that follows `parent`, training it if it is not there."""
         key = self.keys[kind.name]
+        before = sum(stage.epochs for stage in self.found.stages)
 
         def make(folder: Path) -> dict[str, Any]:
             if all(stage.cached for stage in self.found.stages):  # the first to be trained
@@ -109,9 +124,10 @@ class _Run:
                 kind,
                 parent.folder if parent else None,
                 folder,
+                left=sum(list(self.epochs.values())[len(self.found.stages) :]),
                 baseline=self.cache.folder / self.keys[BASELINE] if parent else None,
                 checkpoint=self.cache.checkpoint(key),
-                on_epoch=lambda metrics: self.tracker.epoch(kind.name, metrics),
+                on_epoch=lambda metrics: self.tracker.epoch(kind.name, metrics, before),
             )
 
         entry = self._entry(kind.name, key, make)
@@ -126,11 +142,14 @@ class _Run:
             UserError: what is deployed is not what was trained; the files are kept to find out why.
         """
         config, baseline, dataset = self.config, self.keys[BASELINE], self.trainer.dataset
+        images = f"{len(dataset.test):,} images"
+        runtimes = ", ".join(runtime(name) for name in config.runtime.names)
         dense = Subject(self.cache.folder / baseline, dataset, config.backbone.name, NO_STAGES)
         dense_entry = self._entry(
             "dense",
             key_of({"dense": baseline} | dense.identity(())),
             lambda folder: artifact.make_dense(dense, folder),
+            f"exporting {artifact.DENSE_MODEL} and testing it on {images}",
         )
         subject = replace(dense, folder=last.folder, order=config.order.name)
         parents = {"dense": dense_entry.key, "network": last.key}
@@ -138,6 +157,7 @@ class _Run:
             "artifact",
             key_of(parents | subject.identity(())),
             lambda folder: artifact.make(subject, dense_entry.folder, folder),
+            f"exporting {artifact.MODEL}, packing it and testing it on {images}",
         )
         identity = subject.identity(config.runtime.names)
         try:
@@ -148,6 +168,8 @@ class _Run:
                     lambda _: artifact.figures(
                         subject, dense_entry.folder, made.folder, config.runtime
                     ),
+                    f"testing and timing in {runtimes}, {config.runtime.min_seconds:g} s or more "
+                    "per model, number of threads and batch size",
                 )
             )
         except artifact.Incomplete as error:  # not cached: the next run tries again
@@ -167,10 +189,21 @@ class _Run:
         log.warning("%s", line)
         self.found.warnings.append(line)
 
-    def _entry(self, label: str, key: str, make: Callable[[Path], dict[str, Any]]) -> Entry:
-        """Returns a cache entry whose figures are what `make` returns."""
+    def _entry(
+        self, label: str, key: str, make: Callable[[Path], dict[str, Any]], doing: str = ""
+    ) -> Entry:
+        """Returns a cache entry whose figures are what `make` returns.
+
+        Args:
+            label: what is made.
+            key: of the entry.
+            make: called where it is not there yet.
+            doing: what is shown then.
+        """
 
         def fill(folder: Path) -> None:
+            if doing:
+                show(f"{label:<8}  {doing}")
             files.write_json(folder / FIGURES, make(folder))
 
         return self.cache.get(key, f"{self.found.name} {label}", fill)

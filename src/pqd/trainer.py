@@ -16,6 +16,7 @@ from pqd.constraints.integers import round_biases
 from pqd.constraints.mask import sparsity
 from pqd.errors import UserError, naming
 from pqd.export.deploy import deployed
+from pqd.forecast import Forecast
 from pqd.graph.view import unsupported_layers
 from pqd.networks import Blueprint, load_network, save_network
 from pqd.progress import StageProgress
@@ -45,6 +46,12 @@ class Trainer:
         self.batches = data.TrainBatches(
             self.dataset, config.dataset.augment, config.train.batch_size, self.device
         )
+        self._forecast: Forecast | None = None  # of the first stage that is trained
+
+    def epochs(self, kind: type[Stage]) -> int:
+        """Returns for how many epochs a stage will train; 0 where attaching is all there is."""
+        stage = self._stage(kind, None)
+        return stage.context.epochs if stage.trains else 0
 
     def rehearse(self, order: Sequence[type[Stage]]) -> None:
         """Finds out before any training whether the backbone bears the order and deployment.
@@ -70,6 +77,7 @@ class Trainer:
         parent: Path | None,
         folder: Path,
         *,
+        left: int,
         baseline: Path | None,
         checkpoint: Path,
         on_epoch: Callable[[dict[str, float]], None],
@@ -80,6 +88,7 @@ class Trainer:
             kind: of the stage.
             parent: the folder of the network to start from; None builds the dense one.
             folder: receives the network and the stage's own modules.
+            left: epochs of this stage and of those that follow it.
             baseline: the folder of the dense network, once there is one.
             checkpoint: see `pqd.training.fit`.
             on_epoch: called with the metrics of every epoch.
@@ -95,7 +104,7 @@ class Trainer:
         model = load_network(parent) if parent else self.blueprint.build()
         stage.attach(model)
         stage.start(model)
-        history = self._fit(stage, model, checkpoint, on_epoch) if stage.trains else []
+        history = self._fit(stage, model, left, checkpoint, on_epoch) if stage.trains else []
         further = stage.finish(model)
         tensors = model.state_dict().values()
         if not all(t.isfinite().all() for t in tensors):  # the last step may have been too far
@@ -135,18 +144,31 @@ class Trainer:
         self,
         stage: Stage,
         model: fx.GraphModule,
+        left: int,
         checkpoint: Path,
         on_epoch: Callable[[dict[str, float]], None],
     ) -> list[dict[str, float]]:
         epochs = stage.context.epochs
         with StageProgress(stage.name, epochs, stage.context.steps) as shown:
+            if self._forecast is None:
+                gpu = self.device.type == "cuda"
+                self._forecast = Forecast(
+                    left,
+                    len(self.batches),
+                    budget=None if gpu else self.config.budget,
+                    wait=torch.cuda.synchronize if gpu else lambda: None,
+                    console=shown.console,
+                )
+            forecast = self._forecast
 
             def before_step(step: int) -> None:
+                forecast.step(step)
                 shown.step(step)
                 stage.before_step(model, step)
 
             def after_epoch(metrics: dict[str, float]) -> None:
                 shown.epoch(metrics)
+                forecast.epoch(metrics)
                 on_epoch(metrics)
 
             return training.fit(

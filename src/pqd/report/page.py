@@ -77,6 +77,7 @@ def context(report: Report) -> dict[str, Any]:
         "shared": shared,
         "bars": bars,
         "facts": facts(report),
+        "warnings": words.warnings(run.result for run in report.runs),
         "among": next((v.among for v in report.cases if v.among), ""),
         "DENSE": DENSE,
         "REFERENCE": REFERENCE,

@@ -1,10 +1,12 @@
 """Numbers and conditions in words, the same in HTML, Markdown and LaTeX."""
 
 import math
+from collections import defaultdict
+from collections.abc import Iterable
 
 from pqd.report.statistics import Estimate
 from pqd.report.summary import Condition, Timing
-from pqd.result import DENSE, FP32, INT8, PRUNED
+from pqd.result import DENSE, FP32, INT8, PRUNED, Result
 from pqd.runtimes import RUNTIMES
 
 MODELS = {DENSE: "dense FP32", PRUNED: "pruned FP32", INT8: "INT8", FP32: "FP32"}
@@ -72,23 +74,30 @@ def ms(e: Estimate | None) -> str:
 
 def latency(t: Timing | None) -> str:
     """A median latency in ms, marked where a measurement was noisy."""
-    return MISSING if t is None else ms(t.p50) + (NOISY if t.noisy else "")
+    return MISSING if t is None else ms(t.p50) + marks(t.noisy, None)
 
 
 def speed(t: Timing | None) -> str:
     """The speed against dense, marked where a measurement was noisy or slower than dense."""
     if t is None or t.speedup is None:
         return MISSING
-    return times(t.speedup.mean) + (NOISY if t.noisy else "") + (SLOWER if t.slower else "")
+    return times(t.speedup.mean) + marks(t.noisy, t.slower)
 
 
 def against_dense(t: Timing) -> str:
     """`2.45× as fast as dense FP32`, or slower; nothing where that was not measured."""
-    if t.speedup is None:
-        return ""
-    value, marks = t.speedup.mean, (NOISY if t.noisy else "") + (SLOWER if t.slower else "")
-    how = f"{times(value)} as fast as" if value >= 1 else f"{times(1 / value)} slower than"
-    return f"{how} dense FP32{marks}"
+    return "" if t.speedup is None else as_fast(t.speedup.mean) + marks(t.noisy, t.slower)
+
+
+def as_fast(speedup: float) -> str:
+    """`2.45× as fast as dense FP32`, or slower."""
+    how = f"{times(speedup)} as fast as" if speedup >= 1 else f"{times(1 / speedup)} slower than"
+    return f"{how} dense FP32"
+
+
+def marks(noisy: float, slower: float | None) -> str:
+    """The marks of a figure that was noisy, and of one slower than dense."""
+    return (NOISY if noisy else "") + (SLOWER if slower else "")
 
 
 def times(value: float | None) -> str:
@@ -146,3 +155,15 @@ def signed(value: float) -> str:
     """Two decimals with a sign (a true minus); no sign for what rounds to zero."""
     text = f"{value:+.2f}".replace("-", "−")
     return text[1:] if text[1:] == "0.00" else text
+
+
+def warnings(results: Iterable[Result]) -> list[str]:
+    """What to know before trusting figures, each with the run or runs that it is about."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for result in results:
+        for line in result.warnings:
+            names[line].append(result.name)
+    return [
+        f"{listed([of[0], *([count(len(of) - 1, 'other run')] if of[1:] else [])])}: {line}"
+        for line, of in names.items()
+    ]

@@ -73,7 +73,8 @@ def end(sweep: Path, jobs: list[Path] | None, *, interrupted: bool = False) -> b
     Returns:
         Whether all jobs completed.
     """
-    from pqd.progress import comparison_table, show
+    from pqd.progress import place, show
+    from pqd.tables import comparison_table
 
     if jobs is None:
         jobs = sorted(path.parent for path in sweep.glob(f"*/{FILE}"))
@@ -105,6 +106,7 @@ def end(sweep: Path, jobs: list[Path] | None, *, interrupted: bool = False) -> b
             show(comparison_table(results))
         with harmless("the sweep's report"):
             build_report(sweep)
+            show(f"report: {place(sweep / 'report.html')}")
     if completed:
         with harmless("the sweep's summary"):
             show(_summarize(completed[0], sweep))
@@ -131,7 +133,7 @@ def build_report(sweep: Path, *, figures: bool = True) -> None:
 
 
 def _summarize(completed: Result, sweep: Path) -> str:
-    """Logs the sweep's frontier to W&B, where its runs went; returns the report's verdict."""
+    """Logs the sweep's frontier to W&B, where its runs went; returns the verdict, and where."""
     from pqd import tracking
     from pqd.config import LoggerConfig
     from pqd.report.load import load
@@ -139,8 +141,8 @@ def _summarize(completed: Result, sweep: Path) -> str:
 
     report = view(load([sweep]))
     logger = LoggerConfig(**completed.config["logger"])
-    tracking.log_sweep(logger, sweep, report)
-    return report.verdict
+    tracked = tracking.log_sweep(logger, sweep, report)
+    return "\n".join(filter(None, (report.verdict, tracked)))
 
 
 @contextmanager

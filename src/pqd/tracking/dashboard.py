@@ -20,7 +20,7 @@ def workspace(entity: str, project: str) -> Any:
 
     Runs are grouped by order, each order in the colour that it has in the report. Sections:
     frontiers (accuracy against latency and against sizes), a bar per order with its interval, and
-    the curves of each stage against its own epochs.
+    the curves of all stages against the run's epochs and of each against its own.
 
     Raises:
         UserError: wandb-workspaces is not installed.
@@ -53,11 +53,11 @@ def workspace(entity: str, project: str) -> Any:
             max_bars_to_show=20,
         )
 
-    def curve(stage: str, title: str, metric: str) -> Any:
+    def curve(title: str, x: str, metrics: list[str]) -> Any:
         return wr.LinePlot(
-            title=f"{stage}: {title}",
-            x=f"{stage}/epoch",
-            y=[f"{stage}/{metric}"],
+            title=title,
+            x=x,
+            y=[*metrics],
             title_x="epoch",
             groupby=wr.Config(order),
             groupby_aggfunc="mean",
@@ -75,7 +75,7 @@ def workspace(entity: str, project: str) -> Any:
         bars("Latency (median ms)", "latency_ms_p50"),
         bars("Speedup against the dense FP32 network, same runtime", "speedup"),
         bars("Package (bytes)", "package_bytes"),
-        bars("Sparsity (share of zeros)", "sparsity"),
+        bars("Sparsity (% zeros)", "sparsity_percent"),
         bars("Accuracy of the dense network (%)", "dense_accuracy"),
     ]
     metrics = {
@@ -83,7 +83,13 @@ def workspace(entity: str, project: str) -> Any:
         "train accuracy (%)": "train_accuracy",
         "loss": "loss",
     }
-    curves = [curve(s, title, metric) for s in STAGES for title, metric in metrics.items()]
+    over_all = [f"{stage}/validation_accuracy" for stage in STAGES]
+    curves = [curve("validation accuracy (%) over all stages", "epoch", over_all)]
+    curves += [
+        curve(f"{stage}: {title}", f"{stage}/epoch", [f"{stage}/{metric}"])
+        for stage in STAGES
+        for title, metric in metrics.items()
+    ]
     columns = ("accuracy", "dense_accuracy", "latency_ms_p50", "speedup", "package_bytes")
     return ws.Workspace(
         entity=entity,

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from pqd.report.view import Report
 
 
-def record_epoch(run: "wandb.Run", stage: str, metrics: dict[str, float]) -> None:
-    """Logs an epoch as `stage/metric`."""
-    run.log(_named(stage, metrics))
+def record_epoch(run: "wandb.Run", stage: str, metrics: dict[str, float], before: int) -> None:
+    """Logs an epoch as `stage/metric`, and as `epoch` its number over all stages."""
+    run.log(_named(stage, metrics, before))
 
 
 def last_epochs(run: "wandb.Run") -> dict[str, float]:
@@ -38,26 +38,32 @@ def record_result(run: "wandb.Run", result: Result, logged: Callable[[str, float
         logged: whether an epoch of a stage was logged while it was trained. The others came from
             the cache or were trained by an earlier process.
     """
+    before = 0
     for stage in result.stages:
         for metrics in stage.history:
             if not logged(stage.stage, metrics["epoch"]):
-                record_epoch(run, stage.stage, metrics)
+                record_epoch(run, stage.stage, metrics, before)
         if stage.history:  # else the summary would be of what was logged last, maybe earlier
-            run.summary.update(_named(stage.stage, stage.history[-1]))
+            run.summary.update(_named(stage.stage, stage.history[-1], before))
+        before += len(stage.history)
+    if result.warnings:
+        run.tags = (*(run.tags or ()), "warnings")
     run.config.update({"config_hash": result.config_hash})
     run.summary.update(
         {
             "status": result.status,
             "reason": result.reason or "",
+            "warnings": result.warnings,
             "provenance": asdict(result.provenance),
             **(final_figures(result.final) if result.final else {}),
         }
     )
 
 
-def _named(stage: str, metrics: dict[str, float]) -> dict[str, float]:
+def _named(stage: str, metrics: dict[str, float], before: int) -> dict[str, float]:
     """An epoch's metrics by their names; the time left is of the moment, and not one of them."""
-    return {f"{stage}/{key}": value for key, value in metrics.items() if key != "eta_s"}
+    named = {f"{stage}/{key}": value for key, value in metrics.items() if key != "eta_s"}
+    return named | {"epoch": before + metrics["epoch"]}
 
 
 def final_figures(final: Final) -> dict[str, float]:
@@ -69,6 +75,7 @@ def final_figures(final: Final) -> dict[str, float]:
     figures: dict[str, float | None] = {
         name: value for name, value in vars(final).items() if isinstance(value, int | float)
     }
+    figures["sparsity_percent"] = 100 * final.sparsity  # the unit of accuracies
     figures |= {f"{name}_bytes": size for name, size in final.sizes.items()}
     figures |= {f"accuracy/{name}": value for name, value in final.accuracy_by_runtime.items()}
     for row in final.latency:
@@ -80,7 +87,15 @@ def final_figures(final: Final) -> dict[str, float]:
     if deployed := final.deployed:
         figures |= {f"latency_ms_{q}": getattr(deployed, f"{q}_ms") for q in ("p50", "p90", "p99")}
         figures["speedup"] = deployed.speedup
+        figures |= _interval("latency_ms_p50", deployed.p50_interval_ms)
+        figures |= _interval("speedup", deployed.speedup_interval)
+        figures |= {"noisy": deployed.noisy, "slower_than_dense": deployed.slower_than_dense}
     return {f"final/{name}": value for name, value in figures.items() if value is not None}
+
+
+def _interval(name: str, interval: list[float] | None) -> dict[str, float | None]:
+    low, high = interval or (None, None)
+    return {f"{name}_low": low, f"{name}_high": high}
 
 
 def upload_model(run: "wandb.Run", result: Result, files: list[Path]) -> None:

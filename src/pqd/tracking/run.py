@@ -4,8 +4,8 @@ All calls of a run are made by one thread of their own: training never waits for
 exception gives one warning and ends the tracking of this run, and the wait at the end is bounded.
 """
 
-import dataclasses
 import logging
+import os
 import queue
 import shutil
 import threading
@@ -15,24 +15,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from pqd.config import BASELINE, Config, LoggerConfig
+from pqd.config import LoggerConfig
 from pqd.errors import one_line
+from pqd.progress import place
 from pqd.result import Result
-from pqd.stages import spelled
 from pqd.tracking.records import (
     last_epochs,
     record_epoch,
     record_result,
-    record_sweep,
     upload_model,
 )
 
 if TYPE_CHECKING:
     import wandb
 
-    from pqd.report.view import Report
-
 INIT_SECONDS = 20.0  # to reach the server, before the run is logged offline
+PROJECT = "pqd"  # where neither an option nor the environment names one
+UNREACHABLE = "it could not be reached"
 UPLOAD_SECONDS = 60.0  # at a run's end; what is not uploaded by then stays on disk for `wandb sync`
 END_SECONDS = INIT_SECONDS + UPLOAD_SECONDS + 15  # a call that takes longer than this hangs
 SHUTDOWN_SECONDS = 5.0  # for wandb's service process to end, before it is killed
@@ -44,10 +43,11 @@ _unreachable = threading.Event()  # set once: the next runs of this process do n
 class Tracker:
     """A run in W&B, or nothing at all. A context manager: the run is always finished."""
 
-    def __init__(self, open_run: "Callable[[], wandb.Run] | None") -> None:
-        """Starts to open the run in the background; None tracks nothing."""
+    def __init__(self, open_run: "Callable[[], tuple[wandb.Run, str | None]] | None") -> None:
+        """Starts to open the run in the background, and to say where; None tracks nothing."""
         self._calls: queue.SimpleQueue[Callable[[Any], object] | int] = queue.SimpleQueue()
         self._failed = False
+        self._where: str | None = None
         self._logged: set[tuple[str, float]] = set()
         self._before: dict[str, float] = {}  # the last epoch of each stage that an attempt uploaded
         self._thread: threading.Thread | None = None
@@ -55,10 +55,21 @@ class Tracker:
             self._thread = threading.Thread(target=self._work, args=(open_run,), daemon=True)
             self._thread.start()
 
-    def epoch(self, stage: str, metrics: dict[str, float]) -> None:
-        """Logs an epoch's metrics as `stage/metric`, against `stage/epoch`. Never waits."""
+    @property
+    def told(self) -> str | None:
+        """A line on where the closed run is and how to upload one that is offline."""
+        return None if self._failed else self._where
+
+    def epoch(self, stage: str, metrics: dict[str, float], before: int) -> None:
+        """Logs an epoch's metrics as `stage/metric`, against `stage/epoch`. Never waits.
+
+        Args:
+            stage: its name.
+            metrics: see `pqd.training.fit`.
+            before: epochs of the stages before it; `epoch` counts on from them.
+        """
         self._logged.add((stage, metrics["epoch"]))
-        self.call(lambda run: record_epoch(run, stage, metrics))
+        self.call(lambda run: record_epoch(run, stage, metrics, before))
 
     def finish(self, result: Result, files: list[Path]) -> None:
         """Ends the run with the figures of `result` and the files as one artifact.
@@ -102,8 +113,8 @@ class Tracker:
         """Finishes the run as failed, unless it is finished already."""
         self.close(exit_code=1)
 
-    def _work(self, open_run: "Callable[[], wandb.Run]") -> None:
-        run = self._try(open_run)
+    def _work(self, open_run: "Callable[[], tuple[wandb.Run, str | None]]") -> None:
+        run, self._where = self._try(open_run) or (None, None)
         if run is not None:
             self._before = self._try(last_epochs, run) or {}
         while not isinstance(call := self._calls.get(), int):
@@ -129,58 +140,15 @@ class Tracker:
             log.warning("W&B: %s. The run goes on without it.", _reason(reason))
 
 
-def start(config: Config, output_dir: Path, name: str) -> Tracker:
-    """Opens the W&B run of one job, grouped with the other jobs of its sweep.
+def track(logger: LoggerConfig, folder: Path, stages: list[str], **job: Any) -> Tracker:
+    """Opens a run in the background.
 
     Args:
-        config: the job's resolved configuration, sent as it is.
-        output_dir: the job's own folder; W&B's files go to `output_dir/wandb`. Without
-            `logger.group` the group is the folder's sweep, if it is in one.
-        name: the run's name, as shown.
+        logger: where.
+        folder: receives W&B's files, in `wandb/`.
+        stages: names of those that will be logged.
+        job: further arguments of `wandb.init`.
     """
-    labels = (config.order.name, config.backbone.name, config.dataset.name, f"seed{config.seed}")
-    return _track(
-        config.logger,
-        output_dir.resolve(),
-        [BASELINE, *(stage.name for stage in spelled(config.order.name))],
-        name=name,
-        group=config.logger.group or _sweep_of(output_dir),
-        job_type="compress",
-        tags=[label[:64] for label in labels],  # W&B takes no longer ones
-        config=dataclasses.asdict(config),
-    )
-
-
-def log_sweep(logger: LoggerConfig, sweep_dir: Path, report: "Report") -> None:
-    """Logs a sweep as one summary run: the table `frontier`, plots, the verdict, the report.
-
-    Args:
-        logger: of any of the sweep's jobs.
-        sweep_dir: the sweep's folder; its report.html, report.md and points.csv are uploaded.
-        report: what the report says.
-    """
-    tracker = _track(
-        logger,
-        sweep_dir.resolve(),
-        [],
-        name=f"{sweep_dir.resolve().name} summary",
-        group=logger.group or sweep_dir.resolve().name,
-        job_type="sweep-summary",
-        tags=["summary"],
-        config={"sweep": sweep_dir.resolve().name},
-    )
-    with tracker:
-        tracker.call(lambda run: record_sweep(run, sweep_dir, report))
-        tracker.close(exit_code=0)
-
-
-def _sweep_of(folder: Path) -> str | None:
-    """The name of the sweep's folder that a job's is in: Hydra writes multirun.yaml there."""
-    above = folder.resolve().parents
-    return next((parent.name for parent in above if (parent / "multirun.yaml").exists()), None)
-
-
-def _track(logger: LoggerConfig, folder: Path, stages: list[str], **job: Any) -> Tracker:
     if logger.name == "none":
         return Tracker(None)
     try:
@@ -193,7 +161,10 @@ def _track(logger: LoggerConfig, folder: Path, stages: list[str], **job: Any) ->
     return Tracker(lambda: _open(logger, folder, stages, job))
 
 
-def _open(logger: LoggerConfig, folder: Path, stages: list[str], job: dict[str, Any]) -> Any:
+def _open(
+    logger: LoggerConfig, folder: Path, stages: list[str], job: dict[str, Any]
+) -> tuple[Any, str | None]:
+    """Opens a run; returns it and a line on where it is."""
     import wandb
 
     # Without system statistics, git, requirements and console capture a second run in the same
@@ -225,14 +196,14 @@ def _open(logger: LoggerConfig, folder: Path, stages: list[str], job: dict[str, 
         return wandb.init(
             mode=mode,  # type: ignore[arg-type]
             resume=resume,  # type: ignore[arg-type]
-            project=logger.project,
+            project=logger.project or os.environ.get("WANDB_PROJECT") or PROJECT,
             entity=logger.entity,
             reinit="create_new",
             settings=settings,
             **job,
         )
 
-    mode = _mode(logger.mode)
+    mode, why = _mode(logger.mode)
     try:
         run = init(mode)
     except Exception as error:
@@ -240,30 +211,37 @@ def _open(logger: LoggerConfig, folder: Path, stages: list[str], job: dict[str, 
             raise
         _unreachable.set()
         log.warning("W&B: %s. Logging offline; upload with `wandb sync`.", _reason(error))
-        run = init("offline", resume=None)  # the service holds the id of the attempt that failed
+        # The service holds the id of the attempt that failed.
+        run, mode, why = init("offline", resume=None), "offline", UNREACHABLE
+    run.define_metric("epoch", hidden=True)  # of all stages, for panels over the whole run
     for stage in stages:
         run.define_metric(f"{stage}/epoch", hidden=True)
         run.define_metric(f"{stage}/*", step_metric=f"{stage}/epoch")
-    return run
+    if mode == "online":
+        return run, f"W&B: {run.url}"
+    if mode == "disabled":
+        return run, None
+    sync = f"wandb sync {place(Path(run.dir).parent)}"
+    return run, f"W&B: offline, {why}; upload with: {sync}"
 
 
-def _mode(wanted: str) -> str:
-    """Where to log: never a prompt, and online only where there is a login."""
+def _mode(wanted: str) -> tuple[str, str]:
+    """Where to log, and why not online: never a prompt, and online only where there is a login."""
     import wandb
 
     # Also silences what wandb prints outside of a run. It reads WANDB_MODE and wandb's own file.
     mode = wandb.setup(wandb.Settings(silent=True)).settings.mode
     if wanted == "auto" and mode in ("offline", "dryrun", "disabled"):
-        return mode
+        return ("disabled" if mode == "disabled" else "offline"), "as WANDB_MODE says"
     if wanted == "offline":
-        return "offline"
+        return "offline", "as logger.mode says"
     if _unreachable.is_set():
-        return "offline"
+        return "offline", UNREACHABLE
     if wandb.login(prompt=False, verify=False):
-        return "online"
+        return "online", ""
     if wanted == "online":
         log.warning("W&B: not logged in (`wandb login`). Logging offline; see `wandb sync`.")
-    return "offline"
+    return "offline", "not logged in (`wandb login`)"
 
 
 def _end_service() -> None:

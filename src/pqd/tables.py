@@ -1,0 +1,185 @@
+"""The tables at the end of a run and of a sweep, and what to know before trusting them."""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import fmean
+
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from pqd.progress import duration, place
+from pqd.report import words
+from pqd.result import Final, Latency, Result
+from pqd.stages import spell
+
+MODEL = "model.onnx"  # in a run's folder
+RUNS_SHOWN = 12  # in the table at the end of a sweep; of more it shows means
+DASH, DOUBTED = "-", "!"  # no figure; a run with warnings
+NOTES = {
+    words.NOISY: "noisy: a wide interval, or other work on the cores",
+    words.SLOWER: "slower than dense",
+}
+
+
+def stage_table(result: Result) -> Group:
+    """The table at the end of a run, one row per stage, and lines on the exported model.
+
+    Args:
+        result: a run's, of any status.
+    """
+    table = Table(title=escape(result.name))
+    table.add_column("stage")
+    for heading in ("epochs", "loss", "validation %", "sparsity %", "time"):
+        table.add_column(heading, justify="right")
+    for stage in result.stages:
+        table.add_row(
+            stage.stage,
+            str(stage.epochs),
+            _number(stage.loss, "{:.4f}"),
+            _number(stage.validation_accuracy, "{:.2f}"),
+            _number(stage.sparsity, "{:.1f}", 100),
+            "cached" if stage.cached else duration(stage.seconds),
+        )
+    lines = [_summary(result), *_notes([result])]
+    lines += [f"warning: {warning}" for warning in result.warnings]
+    return Group(table, *map(Text, lines))
+
+
+def _summary(result: Result) -> str:
+    final = _final(result)
+    if final is None:
+        return f"{result.status}: {result.reason}"
+    sizes = final.sizes
+    parts = [
+        f"{final.accuracy:.2f} % on the test split (dense {final.dense_accuracy:.2f} %)",
+        f"{final.sparsity:.1%} zeros",
+        f"{words.bytes_(final.model_bytes)} (dense {_bytes([sizes.get('fp32_onnx')])})",
+        f"package {_bytes([sizes.get('package')])}",
+    ]
+    if row := final.deployed:
+        parts.append(f"{words.significant(row.p50_ms)} ms{words.marks(row.noisy, None)}")
+        if row.speedup is not None:
+            parts.append(words.as_fast(row.speedup) + words.marks(False, row.slower_than_dense))
+        parts[-1] += f" ({_setting(row)})"
+    else:
+        parts.append("latency not measured")
+    return f"{MODEL}: " + ", ".join(parts)
+
+
+def ending(result: Result, folder: Path, tracked: str | None) -> list[str]:
+    """Says where a completed run is, and what to do next.
+
+    Args:
+        result: of the run.
+        folder: of the run.
+        tracked: where W&B has it, in a line; None if it has not.
+    """
+    where, sizes = place(folder), result.files.items()
+    listed = ", ".join(f"{name} {words.bytes_(file['bytes'])}" for name, file in sizes)
+    return [
+        f"folder: {where} ({listed})",
+        *([tracked] if tracked else []),
+        f"next: pqd predict {place(folder / MODEL)} IMAGE; pqd bench {where}; pqd report {where}",
+    ]
+
+
+def comparison_table(results: Iterable[Result]) -> Group:
+    """The table at the end of a sweep, one row per run in the order given, and its notes.
+
+    Args:
+        results: of each run, of any status.
+    """
+    results = list(results)
+    rows = [row for result in results if (row := _deployed(result))]
+    many = len(results) > RUNS_SHOWN
+    table = Table(
+        title=f"{MODEL}, means over seeds" if many else f"{MODEL} of every run",
+        caption="; ".join(sorted({_setting(row) for row in rows})) or None,
+    )
+    table.add_column("run", overflow="fold")
+    table.add_column("order")
+    headings = ("accuracy %", "vs dense", "zeros %", "size", "package", "ms", "speed, × dense")
+    for heading in (*["completed"] * many, *headings):
+        table.add_column(heading, justify="right")
+    for runs in _without_seeds(results) if many else [[result] for result in results]:
+        name = re.sub(r"_seed-?\d+", "", runs[0].name) if many else runs[0].name
+        doubted = f" {DOUBTED}" if any(run.warnings for run in runs) else ""
+        names = (escape(name) + doubted, _order(runs[0]))
+        finals = [final for run in runs if (final := _final(run))]
+        count = [f"{len(finals)} of {len(runs)}"] * many
+        if finals:
+            table.add_row(*names, *count, *_means(finals))
+        else:
+            table.add_row(*names, *count, runs[0].status, *[DASH] * (len(headings) - 1))
+    doubts = [f"{DOUBTED} {line}" for line in words.warnings(results)]
+    return Group(table, *map(Text, [*_notes(results), *doubts]))
+
+
+def _means(finals: list[Final]) -> list[str]:
+    rows = [row for final in finals if (row := final.deployed)]
+    noisy = words.marks(any(row.noisy for row in rows), None)
+    slower = words.marks(False, any(row.slower_than_dense for row in rows))
+    return [
+        _mean((final.accuracy for final in finals), "{:.2f}"),
+        _mean((final.accuracy - final.dense_accuracy for final in finals), "{:+.2f}"),
+        _mean((final.sparsity for final in finals), "{:.1f}", 100),
+        _bytes(final.model_bytes for final in finals),
+        _bytes(final.sizes.get("package") for final in finals),
+        (words.significant(fmean(row.p50_ms for row in rows)) if rows else DASH) + noisy,
+        _mean((row.speedup for row in rows), "{:.2f}") + slower,
+    ]
+
+
+def _notes(results: Iterable[Result]) -> list[str]:
+    """What the marks mean that the figures of these runs have."""
+    rows = [row for result in results if (row := _deployed(result))]
+    marks = {mark for row in rows for mark in words.marks(row.noisy, row.slower_than_dense)}
+    return [f"{mark} {note}" for mark, note in NOTES.items() if mark in marks]
+
+
+def _final(result: Result) -> Final | None:
+    """Its figures; none of a run that failed for what they are."""
+    return result.final if result.status == "completed" else None
+
+
+def _deployed(result: Result) -> Latency | None:
+    final = _final(result)
+    return final.deployed if final else None
+
+
+def _order(result: Result) -> str:
+    """Its name; of a run that failed before its configuration was read, as it was given."""
+    given = result.config.get("order")
+    return spell(result.order) if result.order or not isinstance(given, dict) else given["name"]
+
+
+def _without_seeds(results: list[Result]) -> list[list[Result]]:
+    """The runs of each configuration, which differ in the seed alone."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        config = {key: value for key, value in result.config.items() if key != "seed"}
+        groups.setdefault(json.dumps(config, sort_keys=True), []).append(result)
+    return list(groups.values())
+
+
+def _mean(values: Iterable[float | None], form: str, scale: float = 1) -> str:
+    given = [value for value in values if value is not None]
+    return _number(fmean(given) if given else None, form, scale)
+
+
+def _bytes(values: Iterable[int | None]) -> str:
+    given = [value for value in values if value is not None]
+    return words.bytes_(fmean(given)) if given else DASH
+
+
+def _number(value: float | None, form: str, scale: float = 1) -> str:
+    return DASH if value is None else form.format(value * scale)
+
+
+def _setting(row: Latency) -> str:
+    threads = "all cores" if row.threads == 0 else words.count(row.threads, "thread")
+    return f"{row.runtime} {row.version}, {threads}, batch {row.batch_size}"
