@@ -20,11 +20,13 @@ def attached(layer: nn.Module) -> parametrize.ParametrizationList | None:
 
 
 def attach(
-    layer: nn.Module, parametrization: nn.Module, before: type[nn.Module] | None = None
+    layer: nn.Module,
+    parametrization: nn.Module,
+    before: type[nn.Module] | tuple[type[nn.Module], ...] = (),
 ) -> None:
-    """Adds a parametrization to a layer's weight: behind those there, or `before` one of a kind."""
+    """Adds a parametrization to a layer's weight, `before` those of some kinds and behind others."""
     there = attached(layer)
-    places = [i for i, p in enumerate(there or ()) if before is not None and isinstance(p, before)]
+    places = [i for i, p in enumerate(there or ()) if isinstance(p, before)]
     if there is not None and places:
         there.insert(places[0], parametrization)
     else:
