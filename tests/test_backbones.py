@@ -300,7 +300,6 @@ def test_layers_that_cannot_be_deployed_are_named():
         (timm_net("qqqqqqqqqqqq"), r"unknown to timm .*timm.list_models\(\)"),
         (timm_net("test_resnet", depht=3), "cannot build backbone.name=test_resnet .*depht"),
         (timm_net("test_resnet", num_classes=3), "cannot build .*num_classes"),
-        (timm_net("resnetv2_50x1_bit"), r"layer stem.conv \(StdConv2d\) is no plain convolution"),
         (timm_net("test_nfnet"), r"compressed: layer .* \(ScaledStdConv2d\)"),
         (timm_net("ghostnetv2_100"), r"images of shape \[3, 32, 32\] .*too small"),
     ],

@@ -209,18 +209,27 @@ class TestPlacement:
             assert list(node.args[0].users) == [node]
 
     def test_stochastic_depth_keeps_the_grid_of_what_it_drops(self):
-        class DropPath(nn.Dropout):
-            pass
+        from timm.layers import DropPath
 
+        assert self.placed_around(DropPath(0.5)) == ["x", "relu", "bn2", "relu_1", "average"]
+
+    def test_a_layer_of_that_name_that_does_more_does_not(self):
+        class DropPath(nn.Module):
+            def forward(self, x):
+                return 2 * x
+
+        expected = ["x", "relu", "bn2", "drop", "relu_1", "average"]
+        assert self.placed_around(DropPath()) == expected
+
+    def placed_around(self, drop):
         model = traced(Residual)
-        model.add_submodule("drop", DropPath(0.5))
+        model.add_submodule("drop", drop)
         bn = next(n for n in model.graph.nodes if n.target == "bn2")
         with model.graph.inserting_after(bn):
             dropped = model.graph.call_module("drop", (bn,))
         read_instead(bn, dropped)
         insert_fake_quants(model, 127)
-        placed = [name.rpartition(".")[2] for name in activation_fake_quants(model)]
-        assert placed == ["x", "relu", "bn2", "relu_1", "average"]
+        return [name.rpartition(".")[2] for name in activation_fake_quants(model)]
 
     def test_weights_that_no_constraint_reaches_are_named(self):
         class Functional(Residual):

@@ -3,7 +3,6 @@
 import copy
 import itertools
 
-import onnxruntime as ort
 import pytest
 import torch
 from torch import nn
@@ -15,6 +14,7 @@ from pqd.errors import UserError
 from pqd.export.deploy import deployed
 from pqd.export.onnx_file import write_onnx
 from pqd.graph.trace import trace
+from pqd.runtimes import usable
 from pqd.stages.quantize import calibrate
 
 
@@ -248,6 +248,11 @@ class Function(nn.Module):
         return self.function(x)
 
 
+class Negative(nn.Module):
+    def forward(self, x):
+        return x - 1
+
+
 POOLS = {
     "average 3 2 1 ceil": lambda: nn.AvgPool2d(3, 2, 1, ceil_mode=True),
     "average 3 2 0 ceil": lambda: nn.AvgPool2d(3, 2, ceil_mode=True),
@@ -265,24 +270,27 @@ POOLS = {
     "same max": lambda: Function(
         lambda x: F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=-float("inf")), 3, 2)
     ),
+    "max in zeros": lambda: nn.Sequential(Negative(), nn.ZeroPad2d(1), nn.MaxPool2d(3, 2)),
     "same average": lambda: Function(lambda x: F.avg_pool2d(F.pad(x, (0, 1, 0, 1)), 3, 2)),
 }
 
 
 @pytest.mark.parametrize("size", [8, 9])
 @pytest.mark.parametrize("pool", POOLS)
-def test_pools_of_integers_are_exported_right(pool, size, tmp_path):
+@pytest.mark.parametrize("integers", [True, False], ids=["integers", "floats"])
+def test_pools_are_exported_right(pool, size, integers, tmp_path):
     torch.manual_seed(0)
     net = assert_same(Pool(POOLS[pool]()), size)
     x = images(16, size)
-    constrain(net, FakeQuantization(127))
-    calibrate(net, [x])
+    if integers:
+        constrain(net, FakeQuantization(127))
+        calibrate(net, [x])
     with torch.no_grad():
         want = deployed(net.eval())(x)
     write_onnx(net, tmp_path / "model.onnx", (3, size, size), {})
-    session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    got = torch.tensor(session.run(None, {"input": x.numpy()})[0])
-    assert (got - want).abs().mean() < 1e-3 * want.abs().mean()
+    for runtime in ("onnxruntime", "openvino"):
+        got = torch.tensor(usable(runtime).open(tmp_path / "model.onnx", 1)(x.numpy()))
+        assert (got - want).abs().mean() < 1e-3 * want.abs().mean(), runtime
 
 
 @pytest.mark.parametrize("size", [8, 9])

@@ -11,6 +11,8 @@ from torch import nn
 
 from pqd.config import StageSettings
 from pqd.constraints import CONSTRAINTS, Constraint, attach
+from pqd.constraints.fake_quant import WeightFakeQuant
+from pqd.constraints.mask import Mask
 from pqd.constraints.parametrization import attach as parametrize
 from pqd.options import option
 from pqd.runtimes import REFERENCE, RUNTIMES
@@ -43,7 +45,7 @@ class Bounded(Constraint):
 
     def attach(self, model):
         layer = model.get_submodule(self.layer)
-        parametrize(layer, Bound(layer.weight), first=True)
+        parametrize(layer, Bound(layer.weight), before=(Mask, WeightFakeQuant))
 
     def describe(self, model):
         return {"layer": self.layer}

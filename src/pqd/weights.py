@@ -23,6 +23,7 @@ WEIGHTS = "model.safetensors"  # of a network that pqd saved, in its folder
 _KEYS = ("state_dict", "model", "model_state_dict", "model_ema")  # the first that is there
 _PREFIXES = ("module.", "model.", "net.", "_orig_mod.")  # of wrappers around the network
 _COUNTER = "num_batches_tracked"  # unused in evaluation; files before torch 0.4.1 lack it
+_STORED = ".parametrizations.weight.original"
 _NO_VARIANCE = 1e-8  # a thousandth of what batch norms add to a variance
 _SHOWN = 2  # names of each kind in a message
 
@@ -84,7 +85,9 @@ def _read_for(model: nn.Module, path: Path) -> tuple[dict[str, Tensor], dict[str
     if outside := [name for name in state if not name.startswith(prefix)]:
         log.info("checkpoint %s: left out, as outside of the network: %s", path, _listed(outside))
     inside = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-    return inside, wanted
+    # A file of the network's own has the weights that are computed from others there.
+    stored = {name.replace(_STORED, ".weight"): name for name in wanted}
+    return {stored.get(name, name): tensor for name, tensor in inside.items()}, wanted
 
 
 def _put(

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from pqd.constraints.base import CONSTRAINTS, Constraint
-from pqd.constraints.parametrization import attach, attached, find
+from pqd.constraints.fake_quant import WeightFakeQuant
+from pqd.constraints.parametrization import attach, find, value_before
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def attach_masks(layers: Iterable[nn.Module]) -> None:
     """Puts a `Mask` on the weight of each layer, before any fake-quantizer that is there."""
     for layer in layers:
         assert isinstance(layer, nn.Conv2d | nn.Linear)
-        attach(layer, Mask(layer.weight), first=True)
+        attach(layer, Mask(layer.weight), before=WeightFakeQuant)
 
 
 def masks(model: nn.Module) -> dict[str, Mask]:
@@ -87,9 +88,10 @@ def set_masks(
         name: torch.ones_like(mask.mask).flatten(1) if left is None else left[name].flatten(1)
         for name, mask in found.items()
     }
+    values = {name: value_before(model.get_submodule(name), Mask) for name in found}
     # The stored weight under a False entry may drift by momentum; ranked below 0 it stays pruned.
     magnitudes = {
-        name: torch.where(mask.mask, _stored(model, name).abs(), -1.0).flatten(1)
+        name: torch.where(mask.mask, values[name].abs(), -1.0).flatten(1)
         for name, mask in found.items()
     }
     kept = _largest(magnitudes, counted, sparsity, scope)
@@ -145,9 +147,3 @@ def _keep_largest(magnitudes: Tensor, sparsity: float) -> Tensor:
     keep = torch.ones_like(magnitudes, dtype=torch.bool)
     keep[torch.topk(magnitudes, zeros, largest=False, sorted=False).indices] = False
     return keep
-
-
-def _stored(model: nn.Module, layer: str) -> Tensor:
-    parametrizations = attached(model.get_submodule(layer))
-    assert parametrizations is not None
-    return parametrizations.original

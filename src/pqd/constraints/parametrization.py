@@ -19,13 +19,31 @@ def attached(layer: nn.Module) -> parametrize.ParametrizationList | None:
     return cast(parametrize.ParametrizationList, everything["weight"])
 
 
-def attach(layer: nn.Module, parametrization: nn.Module, *, first: bool) -> None:
-    """Adds a parametrization to a layer's weight, before or after those that are there."""
+def attach(
+    layer: nn.Module,
+    parametrization: nn.Module,
+    before: type[nn.Module] | tuple[type[nn.Module], ...] = (),
+) -> None:
+    """Adds a parametrization to a layer's weight, `before` those of some kinds and behind others."""
     there = attached(layer)
-    if there is not None and first:
-        there.insert(0, parametrization)
+    places = [i for i, p in enumerate(there or ()) if isinstance(p, before)]
+    if there is not None and places:
+        there.insert(places[0], parametrization)
     else:
         parametrize.register_parametrization(layer, "weight", parametrization)
+
+
+def value_before(layer: nn.Module, kind: type[nn.Module]) -> Tensor:
+    """Returns what the first parametrization of a kind makes the weight of; all of it if none."""
+    there = attached(layer)
+    if there is None:
+        return cast(Tensor, layer.weight)
+    value = there.original
+    for parametrization in there:
+        if isinstance(parametrization, kind):
+            break
+        value = parametrization(value)
+    return value
 
 
 def detach_last(layer: nn.Module) -> None:

@@ -122,7 +122,7 @@ def insert_fake_quants(
         if padding != "zeros":
             raise UserError(f"backbone layer {name} pads with padding_mode={padding}; only zeros")
         layer = graph.modules[name]
-        attach(layer, quantizers.weight(code_max, layer.weight), first=False)
+        attach(layer, quantizers.weight(code_max, layer.weight))
     placement = Placement(graph)
     groups = [[(node, placement.readers(node)) for node in group] for group in placement.groups()]
     for group in groups:

@@ -59,6 +59,7 @@ def write_onnx(
     del proto.graph.value_info[:]  # shapes that every reader infers again
     _drop_empty_repeats(proto.graph)
     _unshare_zero_points(proto.graph)
+    _keep_pads(proto.graph)
     # The exporter writes its newest, which runtimes of a year ago refuse.
     proto.ir_version = onnx.helper.find_min_ir_version_for(proto.opset_import)
     for key, value in metadata.items():
@@ -121,6 +122,30 @@ def _unshare_zero_points(graph: Any) -> None:
             own.CopyFrom(constants[zero_point])
             own.name = node.input[2]
             constants[own.name] = own
+
+
+def _keep_pads(graph: Any) -> None:
+    """Makes what zero pads put around a float max-pool the smallest normal number.
+
+    ONNX Runtime 1.31 moves a Pad of exactly 0 into the MaxPool behind it, which pads with
+    -infinity: other values wherever all of a window is negative.
+    """
+    import numpy as np
+    from onnx import numpy_helper
+
+    made = {output: node for node in graph.node for output in node.output}
+    constants = {constant.name: constant for constant in graph.initializer}
+    smallest = numpy_helper.from_array(np.finfo(np.float32).tiny, "smallest")
+    for node in graph.node:
+        pad = made.get(node.input[0]) if node.op_type == "MaxPool" else None
+        if pad is None or pad.op_type != "Pad" or len(pad.input) < 3:
+            continue
+        value = constants.get(pad.input[2])
+        if value is not None and numpy_helper.to_array(value) == 0:
+            pad.input[2] = smallest.name
+            if smallest.name not in constants:
+                graph.initializer.append(smallest)
+                constants[smallest.name] = smallest
 
 
 @contextlib.contextmanager

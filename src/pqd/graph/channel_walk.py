@@ -9,7 +9,8 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.utils._pytree import tree_iter, tree_map
 
-from pqd.graph.view import Graph
+from pqd.graph.standardize import is_standardized
+from pqd.graph.view import DROP_PATH, Graph, full_name
 
 Side = Literal["out", "in"]
 
@@ -28,7 +29,8 @@ _ACTIVATIONS = _named(
     *("hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "elu", "selu", "celu", "softplus"),
     *("clamp", "clamp_", "neg", "abs"),
 )
-_PASSES = {"Dropout", "Dropout2d", "DropPath", "ActivationFakeQuant"}  # in evaluation mode
+_DROPS = {full_name(nn.Dropout), full_name(nn.Dropout2d), DROP_PATH}  # in training only
+_FAKE_QUANT = "pqd.constraints.fake_quant.ActivationFakeQuant"
 _ARITHMETIC = _named("add", "iadd", "add_", "sub", "isub", "sub_", "mul", "imul", "mul_")
 _MEAN = _named("mean")
 _MIXING = {nn.Softmax, nn.Softmax2d, nn.Softmin, nn.LogSoftmax, nn.GLU, nn.MultiheadAttention}
@@ -190,6 +192,7 @@ class Walk(fx.Interpreter):
         name, convolution = str(node.target), isinstance(layer, nn.Conv2d)
         kind = type_before_parametrizations(layer)
         usual = kind in (nn.Conv2d, nn.Linear) or kind.__name__ == "Conv2dSame"  # padding apart
+        usual &= not is_standardized(layer)  # by the mean over what it reads
         if not usual or name in self.shared or (convolution and value.ndim != 4):
             return None
         read = self._channels(node, "in", value, 1 if convolution else -1)
@@ -274,10 +277,11 @@ def _is_elementwise(view: Graph, node: fx.Node, args: Any) -> bool:
     """Tells whether each value that a node writes depends on the one in its place alone."""
     module = view.module(node)
     if module is not None:
-        home = type(module).__module__
+        home, kinds = type(module).__module__, type(module).__mro__
         activation = home.startswith(("torch.nn.modules.activation", "timm.layers.act"))
         mixes = type(module) in _MIXING or any(True for _ in module.parameters())
-        return (activation and not mixes) or type(module).__name__ in _PASSES
+        passes = full_name(type(module)) in _DROPS or _FAKE_QUANT in map(full_name, kinds)
+        return passes or (activation and not mixes)
     numbers = all(isinstance(a, int | float) for a in args[:2] if not isinstance(a, Tensor))
     one = len(view.activations(node)) == 1 == sum(isinstance(a, Tensor) for a in args)
     return node.target in _ACTIVATIONS or (node.target in _ARITHMETIC and one and numbers)

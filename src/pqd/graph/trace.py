@@ -8,8 +8,10 @@ from torch.nn import functional as F
 from pqd.errors import UserError
 from pqd.graph.layers import check_layers, lift_layers, unwrap_constructors
 from pqd.graph.rewrite import Rewriter
+from pqd.graph.standardize import put_standardized, take_standardized
 from pqd.graph.strides import rewrite_strides
 from pqd.graph.tracer import Tracer
+from pqd.graph.view import full_name
 
 
 def trace(net: nn.Module, name: str, shape: tuple[int, int, int]) -> fx.GraphModule:
@@ -20,6 +22,7 @@ def trace(net: nn.Module, name: str, shape: tuple[int, int, int]) -> fx.GraphMod
     dropout becomes a layer, `a += b` becomes `a + b`, and what computes nothing (`nn.Identity`,
     dropout of probability 0, adding 0) is left out. A convolution or linear layer that does more
     than torch's is traced into and becomes what it does: a padding and a plain convolution, say.
+    Timm's convolutions with standardized weights become plain ones with a parametrization.
     Paddings, pools and convolutions that a runtime or a kernel gets wrong are rewritten (see
     `Rewriter` and `rewrite_strides`).
 
@@ -35,6 +38,7 @@ def trace(net: nn.Module, name: str, shape: tuple[int, int, int]) -> fx.GraphMod
             its layer.
     """
     unwrap_constructors(net)
+    standardized = take_standardized(net)
     tracer = Tracer(name, shape, _split_norm_act(net))
     graphs = []
     for training in (False, True):
@@ -56,6 +60,7 @@ def trace(net: nn.Module, name: str, shape: tuple[int, int, int]) -> fx.GraphMod
     check_layers(graphs[0], net, name)
     Rewriter(graphs[0], net, name, tracer.map_size).run()
     rewrite_strides(graphs[0], net, tracer.map_size)
+    put_standardized(standardized)
     return fx.GraphModule(net, graphs[0], class_name=type(net).__name__)
 
 
@@ -67,8 +72,7 @@ def _split_norm_act(net: nn.Module) -> dict[nn.Module, nn.Module]:
     """
     after: dict[nn.Module, nn.Module] = {}
     for path, layer in list(net.named_modules()):
-        kind = type(layer)
-        if f"{kind.__module__}.{kind.__name__}" == "timm.layers.norm_act.BatchNormAct2d":
+        if full_name(type(layer)) == "timm.layers.norm_act.BatchNormAct2d":
             after[layer] = nn.Sequential(layer.get_submodule("drop"), layer.get_submodule("act"))
             net.add_module(f"{path.replace('.', '_')}_act", after[layer])
             del layer.drop, layer.act

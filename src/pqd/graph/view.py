@@ -47,6 +47,8 @@ _SHAPE = {getattr, "size", "dim", "numel", "new_zeros", "new_ones", "new_full", 
     torch.full_like,
 }
 _TRANSPOSED = {"T", "mT"}  # attributes that are activations
+# timm's stochastic depth drops whole images, as dropout drops values: in training only.
+DROP_PATH = "timm.layers.drop.DropPath"
 
 
 class Graph:
@@ -151,9 +153,8 @@ class Graph:
             return False
         if self._is(node, _PASS) or self.is_join(node) or self.zero_pad(node) is not None:
             return True
-        # timm's stochastic depth drops whole images, as dropout drops values: in training only.
         transposes = node.target is getattr
-        return transposes or type(self.module(node)).__name__ == "DropPath"
+        return transposes or full_name(type(self.module(node))) == DROP_PATH
 
     def folded_batch_norm(self, layer: fx.Node) -> fx.Node | None:
         """Returns the batch norm that can be folded into a convolution, if there is one."""
@@ -190,6 +191,11 @@ class Graph:
         if node.op == "call_module":
             return type(self.module(node)) in kinds
         return node.op in ("call_function", "call_method") and node.target in kinds
+
+
+def full_name(kind: type) -> str:
+    """Returns a class's name with its module's: to know one that is not to be imported here."""
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def unsupported_layers(model: fx.GraphModule) -> list[str]:

@@ -6,7 +6,7 @@ from torch import Tensor, fx, nn
 from pqd.constraints.fake_quant import ActivationFakeQuant, WeightFakeQuant
 from pqd.constraints.integers.layers import IntegerLayer, QuantizeDequantize
 from pqd.constraints.integers.repeat import repeat_quantizers
-from pqd.constraints.parametrization import attached
+from pqd.constraints.parametrization import attached, value_before
 from pqd.graph.fold import replace_layer, with_batch_norm
 from pqd.graph.view import Graph
 
@@ -71,13 +71,9 @@ def _folded(
     layer: nn.Conv2d | nn.Linear, batch_norm: nn.BatchNorm2d | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns codes [K, ...], weight scale [K] and float bias [K] after folding."""
-    parametrizations = attached(layer)
-    assert parametrizations is not None
-    *before, fake_quant = parametrizations
+    *_, fake_quant = attached(layer) or ()
     assert isinstance(fake_quant, WeightFakeQuant)
-    weight = parametrizations.original
-    for mask in before:
-        weight = mask(weight)
+    weight = value_before(layer, WeightFakeQuant)
     codes = fake_quant.codes(weight)
     scale = fake_quant.scale(weight).flatten()
     bias = torch.zeros_like(scale) if layer.bias is None else layer.bias
