@@ -10,7 +10,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.utils._pytree import tree_iter, tree_map
 
 from pqd.graph.standardize import is_standardized
-from pqd.graph.view import DROP_PATH, Graph, full_name
+from pqd.graph.view import DROP_PATH, Graph, described, full_name
 
 Side = Literal["out", "in"]
 
@@ -166,7 +166,7 @@ class Walk(fx.Interpreter):
     def _unknown(self, node: fx.Node, read: Any) -> Any:
         """Pins what a node reads and writes, and names it if that costs anything."""
         if self.names.pin(read):
-            self.names.unsupported.append(_described(self.view, node))
+            self.names.unsupported.append(described(self.view, node))
             if self.kept is not None:
                 raise Misfit
         return self.full[node]
@@ -285,14 +285,6 @@ def _is_elementwise(view: Graph, node: fx.Node, args: Any) -> bool:
     numbers = all(isinstance(a, int | float) for a in args[:2] if not isinstance(a, Tensor))
     one = len(view.activations(node)) == 1 == sum(isinstance(a, Tensor) for a in args)
     return node.target in _ACTIVATIONS or (node.target in _ARITHMETIC and one and numbers)
-
-
-def _described(view: Graph, node: fx.Node) -> str:
-    """Names an operation, for messages."""
-    module = view.module(node)
-    if module is not None:
-        return f"{node.target} ({type(module).__name__})"
-    return f"{node.name} ({getattr(node.target, '__name__', node.target)})"
 
 
 def _core(value: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def take_standardized(net: nn.Module) -> dict[nn.Module, Standardize]:
         from timm.layers import Conv2dSame
 
         assert isinstance(layer, nn.Conv2d)
-        found[layer] = Standardize(float(layer.eps))
+        found[layer] = Standardize(float(layer.eps))  # type: ignore[arg-type]
         layer.__class__ = Conv2dSame if kind == _SAME and layer.same_pad else nn.Conv2d
     return found
 
@@ -56,4 +56,5 @@ def is_standardized(layer: nn.Module) -> bool:
     """Tells whether the weight of a layer is standardized."""
     if not is_parametrized(layer, "weight"):
         return False
-    return any(isinstance(p, Standardize) for p in layer.parametrizations["weight"])
+    (there,) = [child for name, child in layer.named_children() if name == "parametrizations"]
+    return any(isinstance(module, Standardize) for module in there.modules())

@@ -224,3 +224,11 @@ def _nodes(*arguments: Any) -> list[fx.Node]:
     found: list[fx.Node] = []
     fx.map_arg(arguments, found.append)
     return found
+
+
+def described(view: Graph, node: fx.Node) -> str:
+    """Names an operation, for messages."""
+    module = view.module(node)
+    if module is not None:
+        return f"{node.target} ({type(module).__name__})"
+    return f"{node.name} ({getattr(node.target, '__name__', node.target)})"
