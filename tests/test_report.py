@@ -41,6 +41,22 @@ def test_no_result_and_no_folder_are_mistakes_of_the_user(tmp_path):
         points([tmp_path / "missing"])
 
 
+def test_a_run_that_is_not_what_was_trained_is_named_and_not_counted(tmp_path):
+    """Its figures are kept in its result, for diagnosis."""
+    reason = (
+        "model.onnx in ONNX Runtime classifies 90.00 % of the test images as the network does; the "
+        "files are kept, but this is not the network trained"
+    )
+    wrong = result("pdq")
+    wrong.status, wrong.reason = "failed", reason
+    write(tmp_path, wrong)
+    write(tmp_path, result("pqd"))
+    build([tmp_path], tmp_path, figures=False)
+    assert f"- {wrong.name}: failed, {reason}\n" in (tmp_path / "report.md").read_text()
+    assert f"<li>{wrong.name}: failed, {reason}</li>" in (tmp_path / "report.html").read_text()
+    assert [row["order"] for row in points([tmp_path])] == ["pqd"]
+
+
 def test_what_to_know_before_trusting_figures_is_in_the_report(tmp_path):
     for order, warnings in (("pqd", ["no VNNI", "<96 % alike"]), ("pdq", ["no VNNI"])):
         run = result(order)

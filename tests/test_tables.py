@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from pqd.progress import show
 from pqd.result import Final, Latency, Result, StageResult
 from pqd.tables import comparison_table, ending, stage_table
 
@@ -38,7 +39,7 @@ def failed(result):
 
 def shown(renderable, width=160):
     out = Console(file=io.StringIO(), highlight=False, width=width)
-    out.print(renderable)
+    show(renderable, out)
     return out.file.getvalue()
 
 
@@ -48,7 +49,7 @@ def cells(text):
 
 
 def test_stage_table_has_one_row_per_stage_and_a_line_on_the_model(result):
-    text = shown(stage_table(result), 200)
+    text = shown(stage_table(result), 80)
     assert cells(text) == [
         ["baseline", "12", "0.0100", "98.90", "0.0", "cached"],
         ["prune", "6", "0.0200", "97.50", "80.0", "1m 23s"],
@@ -127,7 +128,7 @@ def test_noisy_and_slower_figures_are_marked(result):
     """A speed below the dense network's is called slower, and not a speed-up."""
     row = replace(result.final.deployed, noisy=True, speedup=0.8, slower_than_dense=True)
     result.final.latency = [row]
-    text = shown(stage_table(result), 300).splitlines()
+    text = shown(stage_table(result)).splitlines()
     assert text[-3].endswith(
         "0.500 ms†, 1.25× slower than dense FP32‡ (onnxruntime 1.31.1, 1 thread, batch 1)"
     )
@@ -179,3 +180,8 @@ def test_the_end_names_the_folder_where_wandb_has_it_and_what_to_do_next(
         f"next: pqd predict {str(tmp_path)[1:]}/model.onnx IMAGE; pqd bench {str(tmp_path)[1:]}; "
         f"pqd report {str(tmp_path)[1:]}",
     ]
+
+
+def test_a_name_in_brackets_is_no_markup(result):
+    title = shown(stage_table(replace(result, name="[d]"))).splitlines()[0]
+    assert title.strip() == "[d]"

@@ -26,7 +26,7 @@ def show(shown: RenderableType, console: Console | None = None) -> None:
     """Shows text, as it is, or a table: on a console (None is stdout) and in the job's log file."""
     copy = Console(file=io.StringIO(), highlight=False, width=PLAIN_WIDTH)
     for to in (console or make_console(), copy):
-        to.print(shown, soft_wrap=isinstance(shown, str), markup=False)
+        to.print(shown, soft_wrap=isinstance(shown, str), crop=False, markup=False)
     assert isinstance(copy.file, io.StringIO)
     log.info("%s", copy.file.getvalue().rstrip())
 

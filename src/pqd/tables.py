@@ -46,7 +46,7 @@ def stage_table(result: Result) -> Group:
         )
     lines = [_summary(result), *_notes([result])]
     lines += [f"warning: {warning}" for warning in result.warnings]
-    return Group(table, *map(Text, lines))
+    return _with_lines(table, lines)
 
 
 def _summary(result: Result) -> str:
@@ -108,7 +108,7 @@ def comparison_table(results: Iterable[Result]) -> Group:
     for runs in _without_seeds(results) if many else [[result] for result in results]:
         name = re.sub(r"_seed-?\d+", "", runs[0].name) if many else runs[0].name
         doubted = f" {DOUBTED}" if any(run.warnings for run in runs) else ""
-        names = (escape(name) + doubted, _order(runs[0]))
+        names = (Text(name + doubted), _order(runs[0]))
         finals = [final for run in runs if (final := _final(run))]
         count = [f"{len(finals)} of {len(runs)}"] * many
         if finals:
@@ -116,7 +116,12 @@ def comparison_table(results: Iterable[Result]) -> Group:
         else:
             table.add_row(*names, *count, runs[0].status, *[DASH] * (len(headings) - 1))
     doubts = [f"{DOUBTED} {line}" for line in words.warnings(results)]
-    return Group(table, *map(Text, [*_notes(results), *doubts]))
+    return _with_lines(table, [*_notes(results), *doubts])
+
+
+def _with_lines(table: Table, lines: list[str]) -> Group:
+    """A table and lines below it, which are left to the terminal to wrap."""
+    return Group(table, *(Text(line, no_wrap=True, overflow="ignore") for line in lines))
 
 
 def _means(finals: list[Final]) -> list[str]:
