@@ -59,6 +59,16 @@ def test_failed_jobs_are_named_by_their_folders(job, tmp_path, capsys):
     ]
 
 
+def test_the_end_says_how_to_upload_the_runs_of_jobs_that_were_offline(job, tmp_path, capsys):
+    folder = job("completed")
+    (folder / "wandb/offline-run-1").mkdir(parents=True)
+    assert end_of_sweep.end(tmp_path, [folder])
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"W&B: jobs were offline; upload with: wandb sync {tmp_path}/*/wandb/offline-run-*",
+        f"1 of 1 runs completed; folder: {tmp_path}",
+    ]
+
+
 def test_after_ctrl_c_a_job_may_still_be_running(job, tmp_path, capsys):
     assert not end_of_sweep.end(tmp_path, [job("running")], interrupted=True)
     assert capsys.readouterr().err == "pqd: 0_job running\n"

@@ -17,6 +17,7 @@ from pqd.errors import one_line
 from pqd.result import FILE, Result
 
 REPORT_SHARE = 0.1  # of a sweep's time that its reports may take; the last one is always made
+OFFLINE = "*/wandb/offline-run-*"  # in a sweep's folder: runs that W&B keeps there
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +111,8 @@ def end(sweep: Path, jobs: list[Path] | None, *, interrupted: bool = False) -> b
     if completed:
         with harmless("the sweep's summary"):
             show(_summarize(completed[0], sweep))
+    if any(sweep.glob(OFFLINE)):
+        show(f"W&B: jobs were offline; upload with: wandb sync {place(sweep)}/{OFFLINE}")
     show(f"{len(completed)} of {len(jobs)} runs completed; folder: {sweep}")
     return len(completed) == len(jobs)
 
