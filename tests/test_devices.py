@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from pqd import devices
 from pqd.errors import UserError
@@ -45,3 +46,11 @@ def test_compile_auto_counts_steps():
     assert devices.resolve_compile("auto", cuda, "bf16", 1000)
     assert devices.resolve_compile("true", cpu, "bf16", 1)
     assert not devices.resolve_compile("false", cuda, "fp32", 10**6)
+
+
+def test_channels_last_of_a_network_with_a_tensor_of_five_dimensions():
+    network = nn.Sequential(nn.Conv2d(3, 8, 3))
+    network.register_buffer("five", torch.zeros(1, 2, 3, 4, 5))
+    devices.channels_last(network)
+    assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert network.five.is_contiguous()

@@ -393,6 +393,7 @@ def test_an_order_on_digits(tmp_path):
             folders[previous],
             folders[name],
             baseline=folders.get("baseline"),
+            left=1,
             checkpoint=tmp_path / "checkpoint",
             on_epoch=lambda metrics: None,
         )

@@ -77,10 +77,10 @@ class Trainer:
         parent: Path | None,
         folder: Path,
         *,
-        left: int,
         baseline: Path | None,
         checkpoint: Path,
         on_epoch: Callable[[dict[str, float]], None],
+        left: int = 1,
     ) -> dict[str, Any]:
         """Trains a stage and saves the network.
 

@@ -16,6 +16,7 @@ from pqd.config import TrainConfig
 from pqd.data import Batch
 from pqd.devices import (
     Precision,
+    channels_last,
     keep_freed_memory,
     resolve_compile,
     resolve_device,
@@ -92,7 +93,7 @@ def fit(
             epoch's), or the checkpoint cannot be written.
     """
     device = resolve_device(settings.device)
-    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    channels_last(model.to(device=device))
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # every batch has the same shape
     else:

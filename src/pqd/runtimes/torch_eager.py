@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pqd.runtimes.base import Array, Runtime, register
 
@@ -19,13 +19,13 @@ class TorchSession:
         """Copies `network`."""
         import copy
 
-        import torch
-
         from pqd.constraints.parametrization import bake
+        from pqd.devices import channels_last
 
         own = copy.deepcopy(network).cpu().float().eval()
         bake(own)
-        self._network = own.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(own)
+        self._network: Any = own
 
     def bind(self, images: Array) -> Callable[[], object]:
         """See `Session`."""

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from pqd import options
 from pqd.data import Dataset
+from pqd.devices import channels_last
 from pqd.errors import UserError, nearest, one_line
 from pqd.networks import load_blueprint, load_network
 from pqd.options import option
@@ -63,7 +64,7 @@ class Teacher(nn.Module):
         """
         super().__init__()
         self.network = network.eval().requires_grad_(False)
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(self.network)
         self.image_size = image_size
         student = _channels(dataset.mean), _channels(dataset.std)
         own = _channels(mean or dataset.mean), _channels(std or dataset.std)
@@ -182,8 +183,9 @@ def frozen(teacher: fx.GraphModule) -> fx.GraphModule:
 
     Those behind convolutions that carry no mask or fake-quantizer, that is.
     """
-    folded = optimization.fuse(teacher.eval(), no_trace=True).requires_grad_(False)
-    return folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    folded: fx.GraphModule = optimization.fuse(teacher.eval(), no_trace=True)  # type: ignore[assignment]
+    channels_last(folded.requires_grad_(False))
+    return folded
 
 
 def _load_saved(folder: Path, dataset: Dataset) -> Teacher:
