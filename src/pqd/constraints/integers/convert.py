@@ -71,7 +71,9 @@ def _folded(
     layer: nn.Conv2d | nn.Linear, batch_norm: nn.BatchNorm2d | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns codes [K, ...], weight scale [K] and float bias [K] after folding."""
-    *_, fake_quant = attached(layer) or ()
+    parametrizations = attached(layer)
+    assert parametrizations is not None
+    fake_quant = parametrizations[-1]
     assert isinstance(fake_quant, WeightFakeQuant)
     weight = value_before(layer, WeightFakeQuant)
     codes = fake_quant.codes(weight)
