@@ -156,6 +156,35 @@ class Pads(Odd):
         return torch.relu(self.second(F.pad(x, (1, 0, 1, 0), "constant", 0)))
 
 
+class ConstantParts(Odd):
+    """Coordinates joined to the channels of a signed value, as CoordConv does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("places", torch.linspace(-2, 3, 128).view(1, 2, 8, 8))
+        self.signed = nn.Conv2d(16, 16, 3, padding=1)
+        self.second = nn.Conv2d(18, 16, 3, padding=1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = self.signed(x)
+        x = torch.cat([self.places.expand_as(x[:, :2]), x], 1)
+        return torch.relu(self.second(x))
+
+
+class ConstantPads(Odd):
+    """Pads with other values than zero, around images and behind channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(20, 16, 3, padding=1)
+        self.pad = nn.ConstantPad2d(1, -0.5)
+        self.second = nn.Conv2d(16, 16, 3)
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = self.first(F.pad(x, (0, 0, 0, 0, 2, 2), value=0.5))
+        return torch.relu(self.second(self.pad(x)))
+
+
 class Keywords(Odd):
     """Calls with keywords, and a shape that is read between a convolution and its batch norm."""
 

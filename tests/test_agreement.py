@@ -70,6 +70,14 @@ EXPECTED = {
         {"x": 1, "stem_2": 1, "relu": 1, "last_2": 1, "pool": 1},
         {},
     ),
+    odd_nets.ConstantParts: (
+        {"x": 1, "stem_2": 1, "cat": 1, "relu": 1, "last_2": 1, "pool": 1},
+        {"Expand": 1, "Conv": 1},
+    ),
+    odd_nets.ConstantPads: (
+        {"x": 1, "pad": 1, "pad_1": 1, "relu": 1, "last_2": 1, "pool": 1},
+        {"FusedConv": 1, "Conv": 1},
+    ),
     odd_nets.Keywords: (
         {"x": 1, "relu": 1, "last_2": 1, "adaptive_avg_pool2d": 1},
         {},

@@ -7,6 +7,9 @@ from torch import fx, nn
 from nets import PreActivation, Residual, traced
 from pqd.backbones import build
 from pqd.config import BackboneConfig
+from pqd.constraints import attach
+from pqd.constraints.lsq import LearnedSteps
+from pqd.constraints.quantization import FakeQuantization
 from pqd.graph.channels import channels
 
 NAMED = ["resnet8", "resnet18", "resnet20", "vgg16_bn", "wrn28_10"]
@@ -179,3 +182,13 @@ class TestOperations:
         assert model.training
         assert not model.bn2.training
         assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize("quantization", [FakeQuantization, LearnedSteps])
+def test_fake_quantizers_of_any_kind_pin_nothing(quantization):
+    model = traced(Residual)
+    dense = found(model)
+    attach(model, quantization(127))
+    quantized = found(model)
+    assert quantized.unsupported == ()
+    assert sides(quantized.groups) == sides(dense.groups)

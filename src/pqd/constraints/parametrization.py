@@ -24,7 +24,7 @@ def attach(
     parametrization: nn.Module,
     before: type[nn.Module] | tuple[type[nn.Module], ...] = (),
 ) -> None:
-    """Adds a parametrization to a layer's weight, `before` those of some kinds, behind others."""
+    """Adds a parametrization to a layer's weight: `before` some kinds, behind all others."""
     there = attached(layer)
     places = [i for i, p in enumerate(there or ()) if isinstance(p, before)]
     if there is not None and places:

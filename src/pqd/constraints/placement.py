@@ -5,7 +5,8 @@ norm and ReLU that follow them) write one. So do sums and average pools, where o
 or readers does. One value has one fake-quantizer, and activations that are joined share one, so
 that what joins, splits, moves or selects them keeps their grid. After ReLU, not before it, so that
 a runtime fuses convolution and ReLU. A quantizer never stands between two float operations: the
-second may not bear what the first cannot give, such as the logarithm of a zero.
+second may not bear what the first cannot give, such as the logarithm of a zero. What constants are
+put beside is quantized with them, not before.
 """
 
 from collections.abc import Callable
@@ -60,7 +61,13 @@ class Placement:
     def readers(self, node: fx.Node) -> list[fx.Node]:
         """Returns the readers of a node with a quantizer that read the quantized value."""
         everyone = node in self._written
-        return [user for user in node.users if everyone or self._wants_integers(user)]
+        found = [
+            user
+            for user in self._graph.readers(node)
+            if self._wants_integers(user) or (everyone and not self._meets_constants(user))
+        ]
+        shapes = [user for user in node.users if not self._graph.is_activation(user)]
+        return [*found, *shapes] if found else []
 
     def _choose(self) -> set[fx.Node]:
         """Returns what the integer operations found so far read and write."""
@@ -94,6 +101,18 @@ class Placement:
             self._graph.is_pass(node) and any(map(self._wants_integers, node.users))
         )
 
+    def _meets_constants(self, node: fx.Node) -> bool:
+        """Tells whether all that a node moves goes where constants come beside it.
+
+        They are on no grid. Of a quantized value with channels of 0.5 around it OpenVINO 2026.4
+        makes something else: 96 % of classes agreed with ONNX Runtime.
+        """
+        if self._graph.brings_constants(node):
+            return True
+        return self._graph.is_pass(node) and all(
+            map(self._meets_constants, self._graph.readers(node))
+        )
+
     def _is_returned(self, node: fx.Node) -> bool:
         """Tells whether the value, moved or not, is what the network returns."""
         return any(
@@ -125,6 +144,7 @@ def insert_fake_quants(
         attach(layer, quantizers.weight(code_max, layer.weight))
     placement = Placement(graph)
     groups = [[(node, placement.readers(node)) for node in group] for group in placement.groups()]
+    groups = [read for group in groups if (read := [(n, r) for n, r in group if r])]
     for group in groups:
         name = f"{PREFIX}.{group[0][0].name}"
         model.add_submodule(name, quantizers.activation(len(group)))

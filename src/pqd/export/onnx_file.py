@@ -135,7 +135,7 @@ def _keep_pads(graph: Any) -> None:
 
     made = {output: node for node in graph.node for output in node.output}
     constants = {constant.name: constant for constant in graph.initializer}
-    smallest = numpy_helper.from_array(np.asarray(np.finfo(np.float32).tiny), "smallest")
+    smallest = numpy_helper.from_array(np.array(np.finfo(np.float32).tiny), "smallest")
     for node in graph.node:
         pad = made.get(node.input[0]) if node.op_type == "MaxPool" else None
         if pad is None or pad.op_type != "Pad" or len(pad.input) < 3:

@@ -1,5 +1,7 @@
 """Weight standardization (Qiao et al. 2019, arXiv 1903.10520) as a parametrization of a weight."""
 
+from typing import cast
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, register_parametrization
@@ -41,7 +43,7 @@ def take_standardized(net: nn.Module) -> dict[nn.Module, Standardize]:
         from timm.layers import Conv2dSame
 
         assert isinstance(layer, nn.Conv2d)
-        found[layer] = Standardize(float(layer.eps))  # type: ignore[arg-type]
+        found[layer] = Standardize(cast(float, layer.eps))
         layer.__class__ = Conv2dSame if kind == _SAME and layer.same_pad else nn.Conv2d
     return found
 
@@ -56,5 +58,5 @@ def is_standardized(layer: nn.Module) -> bool:
     """Tells whether the weight of a layer is standardized."""
     if not is_parametrized(layer, "weight"):
         return False
-    (there,) = [child for name, child in layer.named_children() if name == "parametrizations"]
-    return any(isinstance(module, Standardize) for module in there.modules())
+    everything = cast(nn.ModuleDict, layer.parametrizations)
+    return any(isinstance(p, Standardize) for p in everything["weight"].children())

@@ -138,6 +138,12 @@ class Graph:
         constant = given.get("mode", "constant") == "constant"
         return tuple(given["pad"]) if constant and not given.get("value") else None
 
+    def brings_constants(self, node: fx.Node) -> bool:
+        """Tells whether the node puts constants other than zero beside an activation."""
+        joins = self._is(node, _JOIN) and not self.is_join(node)
+        pads = isinstance(self.module(node), nn.ConstantPad2d) or node.target is F.pad
+        return self.is_activation(node) and (joins or (pads and self.zero_pad(node) is None))
+
     def is_tuple(self, node: fx.Node) -> bool:
         """Tells whether the node returns several activations."""
         if node.target is operator.getitem:
