@@ -90,7 +90,7 @@ def onnxruntime_static(
     from onnxruntime import quantization as q
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Reader(q.CalibrationDataReader):
+    class Reader(q.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
             self.feeds = iter([{"input": images} for images in batches])
 

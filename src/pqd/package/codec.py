@@ -17,7 +17,7 @@ machines could round differently.
 
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import constriction
 import numpy as np
@@ -174,8 +174,11 @@ class Walk:
         predictor.add(*part, nonzero, magnitude)
 
     def _symbols(
-        self, table: ZeroTable | ValueTable, contexts: NDArray[np.uint8], symbols: NDArray | None
-    ) -> NDArray:
+        self,
+        table: ZeroTable | ValueTable,
+        contexts: NDArray[np.uint8],
+        symbols: NDArray[Any] | None,
+    ) -> NDArray[Any]:
         """Codes symbols [n] (None when decoding) grouped by their contexts [n]; returns them."""
         order = np.argsort(contexts, kind="stable")
         if symbols is None:

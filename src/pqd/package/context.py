@@ -3,6 +3,8 @@
 All of it is integer arithmetic, so that a decoder on another machine sees the same contexts.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -87,7 +89,7 @@ class Predictor:
         return contexts
 
     def add(
-        self, rows: slice, columns: slice, nonzero: NDArray[np.bool_], magnitude: NDArray
+        self, rows: slice, columns: slice, nonzero: NDArray[np.bool_], magnitude: NDArray[Any]
     ) -> None:
         """Counts what was coded: where it is not zero [rows, columns], and magnitudes there [n]."""
         per_row = np.count_nonzero(nonzero, axis=1)

@@ -61,13 +61,13 @@ def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Returns the translation table for `torch.onnx.export(custom_translation_table=...)`."""
     from onnxscript import opset18 as op
 
-    def onnx_quantize_dequantize(x, scale, zero_point):
+    def onnx_quantize_dequantize(x, scale, zero_point):  # type: ignore[no-untyped-def]
         return op.DequantizeLinear(op.QuantizeLinear(x, scale, zero_point), scale, zero_point)
 
-    def onnx_dequantize(codes, scale, zero_point):
+    def onnx_dequantize(codes, scale, zero_point):  # type: ignore[no-untyped-def]
         return op.DequantizeLinear(codes, scale, zero_point, axis=0)
 
-    def onnx_global_average_pool(x):
+    def onnx_global_average_pool(x):  # type: ignore[no-untyped-def]
         return op.GlobalAveragePool(x)
 
     return {
