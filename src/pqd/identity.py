@@ -71,8 +71,7 @@ def wanted(config: Config) -> list[str]:
 
     Returns:
         One name for each of the baseline, the stages, the exported baseline, the artifact and its
-        figures;
-        none with the cache off, where jobs share nothing.
+        figures; none with the cache off, where jobs share nothing.
     """
     if not config.cache.enabled:
         return []
