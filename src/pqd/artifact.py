@@ -82,6 +82,10 @@ class Subject:
         """Returns the top-1 accuracy, in %, of predictions [N] over the whole test split."""
         return measure.top1(predicted, self.dataset.test.labels)
 
+    def balanced(self, predicted: Any) -> float:
+        """Returns the same with all classes weighted alike."""
+        return measure.balanced(predicted, self.dataset.test.labels)
+
     def predictions(self, model: Path, runtime: str = REFERENCE) -> Any:
         """Returns the classes, int64 [N], that an ONNX file gives the test images."""
         return measure.predictions(model, (images for images, _ in self.batches()), runtime)
@@ -99,8 +103,8 @@ def make_dense(subject: Subject, folder: Path) -> dict[str, Any]:
         folder: exists.
 
     Returns:
-        `dense_accuracy` over the test split and `dense_agreement` with the network, in %, and
-        `macs` per image.
+        `dense_accuracy` and `dense_balanced_accuracy` over the test split and `dense_agreement`
+        with the network, in %, and `macs` per image.
     """
     network = load_network(subject.folder)
     subject.write(network, folder / DENSE_MODEL)
@@ -108,6 +112,7 @@ def make_dense(subject: Subject, folder: Path) -> dict[str, Any]:
     predicted = subject.predictions(folder / DENSE_MODEL)
     return {
         "dense_accuracy": subject.accuracy(predicted),
+        "dense_balanced_accuracy": subject.balanced(predicted),
         "dense_agreement": measure.top1(predicted, training.predict(network, subject.batches())),
         "macs": measure.macs(folder / DENSE_MODEL),
     }
@@ -140,6 +145,7 @@ def make(subject: Subject, dense: Path, folder: Path) -> dict[str, Any]:
     predicted = subject.predictions(folder / MODEL)
     return {
         "accuracy": subject.accuracy(predicted),
+        "balanced_accuracy": subject.balanced(predicted),
         "network_accuracy": subject.accuracy(own),
         "agreement": measure.top1(predicted, own),
         "sparsity": sparsity(network),
