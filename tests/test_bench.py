@@ -210,6 +210,19 @@ def test_predict_names_the_class_of_images(tmp_path):
     assert shown == [("dark.png", "dark"), ("light.jpg", "light")]
 
 
+def test_predict_makes_images_square_as_the_models_were(tmp_path):
+    """White squares left and right of a dark one: what is light depends on how they are cut."""
+    pixels = np.full((4, 12), 250, np.uint8)
+    pixels[:, 4:8] = 0
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    names = {}
+    for how in ("stretch", "crop", "pad", None):
+        given = METADATA | ({"resize": how} if how else {})
+        model = int8_network(tmp_path / f"{how}.onnx", given)
+        names[how] = next(predict.predict(model, [tmp_path / "a.png"])).name
+    assert names == {"stretch": "light", "crop": "dark", "pad": "dark", None: "dark"}
+
+
 def test_predict_says_what_is_wrong(tmp_path):
     model = int8_network(tmp_path / "model.onnx")
     text = tmp_path / "text.png"
@@ -261,6 +274,8 @@ def test_predict_goes_on_after_a_bad_image(tmp_path):
         ("image_size", "big", "the side, in pixels, of the model's input [batch, 1, 4, 4]"),
         ("image_size", 1000000, "the side, in pixels, of the model's input [batch, 1, 4, 4]"),
         ("image_size", 4.0, "the side, in pixels, of the model's input [batch, 1, 4, 4]"),
+        ("resize", "squeeze", "one of stretch, crop, pad"),
+        ("resize", ["crop"], "one of stretch, crop, pad"),
         ("channels", 3, "1 or 3, as the model's input [batch, 1, 4, 4] has"),
         ("channels", None, "1 or 3, as the model's input [batch, 1, 4, 4] has"),
     ],

@@ -17,6 +17,7 @@ OTHER = {
     "prune.scope": "layer",
     "prune.schedule": "oneshot",
     "dataset.on_corrupt": "skip",
+    "dataset.resize": "pad",
     "train.precision": "fp32",
     "train.compile": "true",
     "runtime.names": ["openvino"],

@@ -22,7 +22,7 @@ from pqd.package import pack
 from pqd.result import DENSE, FP32, INT8, PRUNED, Final, now
 from pqd.runtimes import REFERENCE, available, get
 
-VERSION = 6  # raise it when a code change alters a file or a figure
+VERSION = 7  # raise it when a code change alters a file or a figure
 BATCH_SIZE = 250
 MODEL, PACKAGE = "model.onnx", "model.pqd"
 DENSE_MODEL, PRUNED_MODEL = "dense.onnx", "pruned.onnx"
@@ -71,6 +71,7 @@ class Subject:
             "mean": list(self.dataset.mean),
             "std": list(self.dataset.std),
             "image_size": self.shape[1],
+            "resize": self.dataset.resize,
             "channels": self.shape[0],
             "backbone": self.backbone,
             "order": self.order,
@@ -80,6 +81,10 @@ class Subject:
     def accuracy(self, predicted: Any) -> float:
         """Returns the top-1 accuracy, in %, of predictions [N] over the whole test split."""
         return measure.top1(predicted, self.dataset.test.labels)
+
+    def balanced(self, predicted: Any) -> float:
+        """Returns the same with all classes weighted alike."""
+        return measure.balanced(predicted, self.dataset.test.labels)
 
     def predictions(self, model: Path, runtime: str = REFERENCE) -> Any:
         """Returns the classes, int64 [N], that an ONNX file gives the test images."""
@@ -98,8 +103,8 @@ def make_dense(subject: Subject, folder: Path) -> dict[str, Any]:
         folder: exists.
 
     Returns:
-        `dense_accuracy` over the test split and `dense_agreement` with the network, in %, and
-        `macs` per image.
+        `dense_accuracy` and `dense_balanced_accuracy` over the test split and `dense_agreement`
+        with the network, in %, and `macs` per image.
     """
     network = load_network(subject.folder)
     subject.write(network, folder / DENSE_MODEL)
@@ -107,6 +112,7 @@ def make_dense(subject: Subject, folder: Path) -> dict[str, Any]:
     predicted = subject.predictions(folder / DENSE_MODEL)
     return {
         "dense_accuracy": subject.accuracy(predicted),
+        "dense_balanced_accuracy": subject.balanced(predicted),
         "dense_agreement": measure.top1(predicted, training.predict(network, subject.batches())),
         "macs": measure.macs(folder / DENSE_MODEL),
     }
@@ -139,6 +145,7 @@ def make(subject: Subject, dense: Path, folder: Path) -> dict[str, Any]:
     predicted = subject.predictions(folder / MODEL)
     return {
         "accuracy": subject.accuracy(predicted),
+        "balanced_accuracy": subject.balanced(predicted),
         "network_accuracy": subject.accuracy(own),
         "agreement": measure.top1(predicted, own),
         "sparsity": sparsity(network),

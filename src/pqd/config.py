@@ -60,6 +60,12 @@ class DatasetConfig:
     image_size: int | None = option(
         None, low=1, high=65536
     )  # pixels; None keeps the data set's own
+    # how an oblong image becomes a square: distorted, its centre cut out, or black around it
+    resize: str = option("crop", choices=("stretch", "crop", "pad"))
+    # of the channels, in units of 1 (pixel / 255), as a loaded network's images were normalised;
+    # None: those of the train split
+    mean: list[float] | None = option(None, low=0, high=1)
+    std: list[float] | None = option(None, above=0, high=1)
     validation: float = option(0.1, above=0, below=1)  # share of the train split held out
     split_seed: int = option(0, low=0, high=2**32 - 1)  # of the validation split
     train_limit: int | None = option(None, low=2)  # images to train on (after the split)

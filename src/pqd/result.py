@@ -19,6 +19,7 @@ from pqd.stages import spelled
 SCHEMA = 2
 FILE = "result.json"
 DENSE, PRUNED, INT8, FP32 = "dense", "pruned", "int8", "fp32"  # the models that are measured
+UNEVEN = 0.1  # points of accuracy, from which balancing the classes is worth telling
 DEPLOYED = (INT8, FP32)  # the last model of an order: INT8, or FP32 where nothing quantizes
 
 Status = Literal["running", "completed", "failed", "interrupted"]
@@ -109,6 +110,8 @@ class Final(_Checked):
     accuracy: float  # of model.onnx in ONNX Runtime, whole test split
     sparsity: float
     network_accuracy: float | None = None  # of the same network in PyTorch
+    balanced_accuracy: float | None = None  # of model.onnx, the mean of the classes' accuracies
+    dense_balanced_accuracy: float | None = None
     agreement: float | None = None  # share of test images, %, that both classify alike
     dense_agreement: float | None = None  # the same of dense.onnx and the dense network
     accuracy_by_runtime: dict[str, float] = field(default_factory=dict)
@@ -124,6 +127,15 @@ class Final(_Checked):
     def deployed(self) -> Latency | None:
         """The first latency measured of the deployed model."""
         return next((row for row in self.latency if row.deployed), None)
+
+    @property
+    def uneven(self) -> bool:
+        """Whether classes are so uneven that balancing them changes an accuracy."""
+        pairs = (
+            (self.accuracy, self.balanced_accuracy),
+            (self.dense_accuracy, self.dense_balanced_accuracy),
+        )
+        return any(b is not None and abs(a - b) >= UNEVEN for a, b in pairs)
 
     @property
     def model_bytes(self) -> int:
