@@ -19,7 +19,7 @@ from pqd.errors import UserError, one_line
 from pqd.export.onnx_file import write_onnx
 from pqd.networks import RECIPE, WEIGHTS, load_network
 from pqd.package import pack
-from pqd.result import DENSE, FP32, INT8, PRUNED, Final, now
+from pqd.result import DENSE, FP32, INT8, PRUNED, Allocation, Final, now
 from pqd.runtimes import REFERENCE, available, get
 
 VERSION = 7  # raise it when a code change alters a file or a figure
@@ -218,12 +218,13 @@ def figures(subject: Subject, dense: Path, made: Path, runtime: RuntimeConfig) -
     return found
 
 
-def doubts(final: Final, images: int) -> list[str]:
+def doubts(final: Final, images: int, bits: Allocation | None = None) -> list[str]:
     """Returns in which way what is deployed is not what was trained, a line for each.
 
     Args:
         final: the figures of a run.
         images: of the test split; of few images a single one is a larger share.
+        bits: of the network, where they were chosen for a size.
 
     Raises:
         UserError: they differ so much that the figures are of another network.
@@ -242,6 +243,8 @@ def doubts(final: Final, images: int) -> list[str]:
             raise UserError(f"{line}; the files are kept, but this is not the network trained")
         if agreement < DOUBTFUL:
             doubtful.append(line)
+    if bits and (size := final.sizes["package"]) > bits.limit_bytes:
+        doubtful.append(f"{PACKAGE} has {size:,} bytes, {bits.limit_bytes:,} are its limit")
     return doubtful
 
 

@@ -45,10 +45,14 @@ class AugmentConfig:
     crop_padding: int = option(4, low=0)  # pixels
     flip: bool = True  # horizontal, probability 0.5
     cutout: int = option(0, low=0)  # side of the zeroed square in pixels; 0 is off
+    # alpha of the Beta distribution of the share that an image keeps where it is mixed with
+    # another: a weighed sum (mixup) or a box of the other (cutmix); 0 is off; both take turns
+    mixup: float = option(0.0, low=0)
+    cutmix: float = option(0.0, low=0)
 
     def __bool__(self) -> bool:
         """Whether an image differs from epoch to epoch."""
-        return bool(self.crop_padding or self.flip or self.cutout)
+        return any(vars(self).values())
 
 
 @dataclass

@@ -56,6 +56,30 @@ class Provenance(_Checked):
 
 
 @dataclass
+class LayerBits(_Checked):
+    """What the weights of one layer were given."""
+
+    bits: int
+    weights: int
+    bytes: int  # in the entropy coder
+
+
+@dataclass
+class Allocation(_Checked):
+    """The bits of each layer where `quantize.size_kib` chooses them."""
+
+    limit_bytes: int
+    package_bytes: int  # of the network at the end of the stage
+    layers: dict[str, LayerBits]
+
+    @property
+    def mean_bits(self) -> float:
+        """Over all weights."""
+        layers = self.layers.values()
+        return sum(a.bits * a.weights for a in layers) / sum(a.weights for a in layers)
+
+
+@dataclass
 class StageResult(_Checked):
     """One stage of a run; the baseline is the first."""
 
@@ -70,6 +94,7 @@ class StageResult(_Checked):
     history: list[dict[str, float]] = field(default_factory=list)  # metrics of every epoch
     teacher_accuracy: float | None = None  # on the validation split, too
     shape: dict[str, Any] | None = None  # of a network with fewer channels; see `pqd.pruning`
+    bits: Allocation | None = None
 
 
 @dataclass
@@ -159,6 +184,11 @@ class Result(_Checked):
     files: dict[str, dict[str, Any]] = field(default_factory=dict)  # name: bytes, sha256
     warnings: list[str] = field(default_factory=list)  # what to know before trusting the figures
     schema: int = SCHEMA
+
+    @property
+    def bits(self) -> Allocation | None:
+        """The bits of the network that is deployed, where they were chosen layer by layer."""
+        return self.stages[-1].bits if self.stages else None
 
 
 @dataclass

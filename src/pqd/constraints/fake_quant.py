@@ -24,6 +24,10 @@ class WeightFakeQuant(nn.Module):
         super().__init__()
         self.code_max = code_max
 
+    def use(self, code_max: int, weight: Tensor) -> None:
+        """Takes other codes from now on, for `weight` [K, ...]; what is learned starts anew."""
+        self.code_max = code_max
+
     def scale(self, weight: Tensor) -> Tensor:
         """Returns the scale of each output channel: `[K, C, R, S]` gives `[K, 1, 1, 1]`."""
         largest = weight.detach().abs().amax(dim=tuple(range(1, weight.ndim)), keepdim=True)

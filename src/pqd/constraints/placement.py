@@ -9,7 +9,7 @@ second may not bear what the first cannot give, such as the logarithm of a zero.
 put beside is quantized with them, not before.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from torch import Tensor, fx
@@ -122,13 +122,15 @@ class Placement:
 
 
 def insert_fake_quants(
-    model: fx.GraphModule, code_max: int, quantizers: Quantizers = ABS_MAX
+    model: fx.GraphModule,
+    code_max: int | Mapping[str, int],
+    quantizers: Quantizers = ABS_MAX,
 ) -> None:
     """Attaches fake-quantizers to a traced network, in place.
 
     Args:
         model: a traced network whose convolutions and linear layers may carry masks.
-        code_max: the largest weight code, 127 for 8 bits.
+        code_max: the largest weight code, 127 for 8 bits: of all layers, or of each by name.
         quantizers: what makes them.
 
     Raises:
@@ -141,7 +143,8 @@ def insert_fake_quants(
         if padding != "zeros":
             raise UserError(f"backbone layer {name} pads with padding_mode={padding}; only zeros")
         layer = graph.modules[name]
-        attach(layer, quantizers.weight(code_max, layer.weight))
+        largest = code_max if isinstance(code_max, int) else code_max[name]
+        attach(layer, quantizers.weight(largest, layer.weight))
     placement = Placement(graph)
     groups = [[(node, placement.readers(node)) for node in group] for group in placement.groups()]
     groups = [read for group in groups if (read := [(n, r) for n, r in group if r])]

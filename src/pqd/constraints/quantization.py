@@ -1,11 +1,14 @@
 """The constraint that weights are INT8 (or fewer bits) and activations UINT8."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import fx
 
 from pqd.constraints.base import CONSTRAINTS, Constraint
+from pqd.constraints.fake_quant import WeightFakeQuant
 from pqd.constraints.integers import to_integers
+from pqd.constraints.parametrization import find
 from pqd.constraints.placement import insert_fake_quants, remove_fake_quants
 
 
@@ -16,8 +19,11 @@ class FakeQuantization(Constraint):
     name = "fake_quant"
     in_float = False
 
-    def __init__(self, code_max: int) -> None:
-        """Weight codes lie in [-code_max, code_max]: 127 for 8 bits, 63 for 7."""
+    def __init__(self, code_max: int | Mapping[str, int]) -> None:
+        """Weight codes lie in [-code_max, code_max]: 127 for 8 bits, 63 for 7.
+
+        Either of all layers, or of each by name.
+        """
         self.code_max = code_max
 
     def attach(self, model: fx.GraphModule) -> None:
@@ -29,8 +35,10 @@ class FakeQuantization(Constraint):
         insert_fake_quants(model, self.code_max)
 
     def describe(self, model: fx.GraphModule) -> dict[str, Any]:
-        """Names the largest code."""
-        return {"code_max": self.code_max}
+        """Names the largest code: of all layers, or of each where they differ."""
+        found = {name: q.code_max for name, q in find(model, WeightFakeQuant).items()}
+        values = set(found.values())
+        return {"code_max": values.pop() if len(values) == 1 else found}
 
     @classmethod
     def rebuild(cls, description: dict[str, Any]) -> "FakeQuantization":
