@@ -15,7 +15,7 @@ from pqd.constraints import attach
 from pqd.constraints.mask import Masks, masks
 from pqd.data import load_dataset
 from pqd.errors import UserError
-from pqd.measure import bench, predict, timings
+from pqd.measure import bench, images, predict, timings
 from pqd.measure.table import advice, latency_table
 from pqd.networks import Blueprint, save_network
 from pqd.package import pack
@@ -85,9 +85,9 @@ def test_bench_looks_for_images_where_this_machine_has_them(tmp_path, monkeypatc
     given = asdict(DatasetConfig(name="cifar10", root="/data/of/another/machine"))
     monkeypatch.delenv("PQD_DATA", raising=False)
     with pytest.raises(UserError, match="there is no folder /data/of/another/machine"):
-        bench._dataset_config(given)  # and nothing is downloaded
+        images._config(given)  # and nothing is downloaded
     monkeypatch.setenv("PQD_DATA", str(tmp_path))
-    assert bench._dataset_config(given).root == str(tmp_path)
+    assert images._config(given).root == str(tmp_path)
 
 
 def test_torch_measures_the_dense_and_the_pruned_network(tmp_path):

@@ -1,8 +1,9 @@
 """The artifact of a run and its figures: what is deployed is what is measured."""
 
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from pqd.constraints.mask import sparsity
 from pqd.data import Dataset, eval_batches
 from pqd.errors import UserError, one_line
 from pqd.export.onnx_file import write_onnx
+from pqd.inspect.look import look
+from pqd.inspect.paths import few, in_float
+from pqd.inspect.shares import SECONDS
 from pqd.networks import RECIPE, WEIGHTS, load_network
 from pqd.package import pack
-from pqd.result import DENSE, FP32, INT8, PRUNED, Allocation, Final, now
+from pqd.result import DENSE, FP32, INT8, PRUNED, Allocation, Final, Layer, now
 from pqd.runtimes import REFERENCE, available, get
 
-VERSION = 7  # raise it when a code change alters a file or a figure
+VERSION = 8  # raise it when a code change alters a file or a figure
 BATCH_SIZE = 250
 MODEL, PACKAGE = "model.onnx", "model.pqd"
 DENSE_MODEL, PRUNED_MODEL = "dense.onnx", "pruned.onnx"
@@ -207,15 +211,36 @@ def figures(subject: Subject, dense: Path, made: Path, runtime: RuntimeConfig) -
             agreements[name] = measure.top1(predicted, own)
     latency = measure.latency(models, runtime, subject.shape, modules=networks)
     measured = {"started": now(), "int8_peak_gops": latency.int8_peak_gops}
+    try:
+        layers = _layers(subject, made, runtime)
+    except Exception as error:  # the same
+        failed["layers"], layers = one_line(error, named=True), []
     found = {
         "accuracy_by_runtime": accuracies,
         "agreement_by_runtime": agreements,
         "latency": list(latency),
+        "layers": [asdict(layer) for layer in layers],
         "measured": measure.provenance() | measured,
     }
     if failed := failed | latency.failed:
         raise Incomplete(found, failed)
     return found
+
+
+def _layers(subject: Subject, made: Path, runtime: RuntimeConfig) -> list[Layer]:
+    names = [name for name in available(runtime.names) if get(name).runs == "onnx"]
+    with tempfile.TemporaryDirectory() as folder:
+        quantized = measure.is_quantized(made / MODEL)
+        float_ = in_float(made, Path(folder, PRUNED_MODEL)) if quantized else None
+        images = few(images for images, _ in subject.batches())
+        return look(
+            made / MODEL,
+            runtimes=names,
+            package=made / PACKAGE,
+            float_=float_,
+            images=images,
+            seconds=min(runtime.min_seconds, SECONDS),
+        ).layers
 
 
 def doubts(final: Final, images: int, bits: Allocation | None = None) -> list[str]:

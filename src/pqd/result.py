@@ -128,6 +128,23 @@ class Latency(_Checked):
 
 
 @dataclass
+class Layer(_Checked):
+    """One layer of model.onnx; or, without a name, its other operations of one kind."""
+
+    name: str
+    kind: str
+    weight_shape: list[int] = field(default_factory=list)
+    output_shape: list[int] = field(default_factory=list)  # of one image
+    macs: int | None = None  # of one image
+    zeros: float | None = None  # share of the weights
+    bits: int | None = None  # that hold every weight
+    package_bytes: int | None = None  # that the weights take of the package
+    time: dict[str, float] = field(default_factory=dict)  # share, by runtime: one image, one thread
+    weight_error: float | None = None  # against FP32, relative
+    output_error: float | None = None  # the same on a few test images, before the activation
+
+
+@dataclass
 class Final(_Checked):
     """The artifact of a completed run and its figures."""
 
@@ -145,6 +162,7 @@ class Final(_Checked):
     parameters: int | None = None
     sizes: dict[str, int] = field(default_factory=dict)
     latency: list[Latency] = field(default_factory=list)
+    layers: list[Layer] = field(default_factory=list)
     dataset: str | None = None  # fingerprint of the images
     measured: Provenance | None = None  # where and when, as the cache may hand figures on
 

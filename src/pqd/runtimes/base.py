@@ -11,11 +11,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module, metadata, util
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from pqd.errors import UserError, choices
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -35,6 +37,23 @@ class Session(Protocol):
 
     def __call__(self, images: Array) -> Array:
         """Returns the logits [B, K] of `images` [B, C, H, W]."""
+
+
+class Step(NamedTuple):
+    """One thing that a runtime does to run a network: a node, or several fused into one."""
+
+    names: tuple[str, ...]  # of the ONNX file's nodes or of their outputs, as far as it tells
+    kind: str  # the runtime's own word for it
+    ms: float  # per call
+
+
+def per_call(times: list[float], calls: int) -> float:
+    """Returns the time that a step takes of a call, in ms, from all its times in some calls.
+
+    The longest quarter, of which interruptions are a part, does not count.
+    """
+    usual = sorted(times)[: -(-3 * len(times) // 4)]
+    return sum(usual) / len(usual) * len(times) / calls
 
 
 class Runtime(ABC):
@@ -83,6 +102,20 @@ class Runtime(ABC):
             The count; None where the runtime does not tell.
         """
         return None
+
+    def profile(self, model: Path, threads: int, images: Array, calls: int) -> list[Step]:
+        """Tells what the time of an ONNX file goes to, by the runtime's own profiler.
+
+        Args:
+            model: the file.
+            threads: how many to run it on.
+            images: [B, C, H, W], of a call.
+            calls: how many to take the times over, besides one before.
+
+        Returns:
+            What is done in a call; nothing where the runtime does not tell.
+        """
+        return []
 
 
 RUNTIMES: dict[str, Runtime] = {}  # by name
