@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pqd.runtimes.base import Array, Runtime, Step, per_call, register
+from pqd.scheme import Scheme
 
 # Operations that compute nothing in float: they move values (integers or not), or convert them.
 # Quantized ones are told by their names: QLinearConv, QGemm, ConvInteger...
@@ -67,6 +68,8 @@ class OnnxRuntime(Runtime):
     """See https://onnxruntime.ai."""
 
     name, title, package = "onnxruntime", "ONNX Runtime", "onnxruntime"
+    scheme = Scheme(sums="both")  # else a convolution in front of a sum runs in float
+    usual = True
 
     def open(self, model: Path | bytes, threads: int) -> OnnxSession:
         """See `Runtime`; also takes the bytes of an ONNX file."""

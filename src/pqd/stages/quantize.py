@@ -1,7 +1,7 @@
 """INT8 quantization-aware training."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
@@ -20,7 +20,7 @@ from pqd.constraints.package_size import PackageSize
 from pqd.constraints.quantization import FakeQuantization
 from pqd.errors import UserError
 from pqd.options import option
-from pqd.stages.base import Context, Stage
+from pqd.stages.base import Context, Digest, Stage
 from pqd.stages.registry import STAGES
 
 QUANTIZERS = {"abs_max": FakeQuantization, "lsq": LearnedSteps}
@@ -29,7 +29,7 @@ _TRIED_ON = 512  # images of the validation split that each layer is tried on, a
 
 @dataclass
 class QuantizeSettings(StageSettings):
-    """INT8 weights per output channel, UINT8 activations per tensor."""
+    """INT8 weights per output channel, activations per tensor as the target wants them."""
 
     epochs: int = option(40, low=1)
     lr: float = option(0.01, above=0)
@@ -76,11 +76,12 @@ class Quantize(Stage):
 
     @classmethod
     def check(cls, config: Config) -> None:
-        """Sees to it that a size leaves bits to choose.
+        """Sees to it that the targets share a scheme, and that a size leaves bits to choose.
 
         Raises:
-            UserError: it does not.
+            UserError: they do not.
         """
+        config.target.scheme()
         settings = config.of(cls.name)
         assert isinstance(settings, QuantizeSettings)
         if settings.size_kib is not None and settings.weight_bits == WIDTHS[0]:
@@ -88,6 +89,13 @@ class Quantize(Stage):
                 f"quantize.size_kib={settings.size_kib:g} chooses between 2 and "
                 "quantize.weight_bits bits; give it more than weight_bits=2, or leave one out"
             )
+
+    @classmethod
+    def identity(
+        cls, config: Config, keys: Mapping[str, str], digest: Digest | None
+    ) -> dict[str, Any]:
+        """Counts what the targets want, not which they are."""
+        return super().identity(config, keys, digest) | {"scheme": asdict(config.target.scheme())}
 
     @classmethod
     def notes(cls, config: Config) -> list[str]:
@@ -106,7 +114,8 @@ class Quantize(Stage):
     def attach(self, model: fx.GraphModule) -> None:
         """Inserts fake-quantizers of weights and activations."""
         constraint = QUANTIZERS[self.options.quantizer]
-        attach(model, constraint(code_max_of(self.options.weight_bits)))
+        scheme = self.context.config.target.scheme()
+        attach(model, constraint(code_max_of(self.options.weight_bits), scheme))
         if self.size is not None:
             attach(model, self.size)
 
