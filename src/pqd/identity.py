@@ -99,7 +99,7 @@ def run_name(config: Config) -> str:
     for stage in filter(order.__contains__, STAGES.values()):
         usual = {key: value for key, value, _ in options.leaves(stage.settings_class()())}
         for key, value, given in options.leaves(config.of(stage.name)):
-            if given.tag and (given.tag_default or value != usual[key]):
+            if given.tag and value and (given.tag_default or value != usual[key]):
                 parts.append(f"{given.tag}{value:g}")
     return "_".join((*parts, f"seed{config.seed}")) + config.suffix
 

@@ -58,7 +58,7 @@ class Option:
         digest: it names a file or folder, whose content counts in cache keys.
         axis: its title where reports show it as an axis: cases that differ in it alone share one
             frontier.
-        tag: what precedes its value in the name of a run.
+        tag: what precedes its value in the name of a run; a value of 0 asks for nothing there.
         tag_default: whether the name holds the default value, too.
     """
 

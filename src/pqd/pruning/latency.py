@@ -149,8 +149,13 @@ def fit(
             units = choose(budget)
             if tuple(units) in found:
                 break
-            _write(dense, narrowed(dense, units), files["pruned"], image, target.scheme)
-            slow, ms = _verdict(target.times(files, image), wanted)
+            if tuple(units) == tuple(every):  # as fast as itself, whatever is measured
+                times = target.times({"dense": files["dense"]}, image)
+                times["pruned"] = times["dense"]
+            else:
+                _write(dense, narrowed(dense, units), files["pruned"], image, target.scheme)
+                times = target.times(files, image)
+            slow, ms = _verdict(times, wanted)
             found[tuple(units)] = slow, units, ms
             log.info("prune: a shape takes %.3f ms, the dense network %.3f ms", ms[1], ms[0])
             if abs(slow - 1) <= _CLOSE:

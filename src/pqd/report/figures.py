@@ -4,7 +4,6 @@ Building dictionaries keeps the import of plotly's Python side, and its validati
 out of a report; colours of text and grid are set in the page, which knows light from dark.
 """
 
-from collections import defaultdict
 from typing import Any
 
 from pqd.report import words
@@ -22,10 +21,7 @@ Figure = dict[str, Any]
 def frontier(f: Frontier) -> Figure:
     """Accuracy against size or latency: filled markers on the frontier, hollow ones dominated."""
     unit, scale = f.unit
-    groups: dict[str, list[Point]] = defaultdict(list)
-    for point in f.points:
-        if point is not f.apart:
-            groups[point.order].append(point)
+    shown = f.curves
     data: list[Figure] = [
         {
             "x": [p.cost / scale for p in f.best],
@@ -35,8 +31,8 @@ def frontier(f: Frontier) -> Figure:
             "hoverinfo": "skip",
         }
     ]
-    for order, points in groups.items():
-        points.sort(key=lambda p: p.cost)
+    for points in shown:
+        order = points[0].order
         data.append(
             {
                 "x": [p.cost / scale for p in points],
@@ -56,7 +52,7 @@ def frontier(f: Frontier) -> Figure:
             }
         )
     if dense := f.apart:
-        costs = [p.cost / scale for points in groups.values() for p in points]
+        costs = [p.cost / scale for points in shown for p in points]
         cost = words.cost(f.condition, dense.cost)
         data.append(_level(dense, cost, [min(costs) / 1.05, max(costs) * 1.05]))
     what = "Package size" if f.condition is None else "Median latency"

@@ -42,6 +42,22 @@ class Frontier:
         return dense if dense and others and dense.cost > APART * max(others) else None
 
     @property
+    def curves(self) -> list[list[Point]]:
+        """The points of each order without the one apart, the cheapest first.
+
+        One curve per setting of all axes but that with the most values: the budget.
+        """
+        values: dict[str, set[float]] = defaultdict(set)
+        for key, value in (pair for p in self.points for pair in p.axes):
+            values[key].add(value)
+        along = max(values, key=lambda key: len(values[key]), default="")
+        found: dict[tuple[str, Axes], list[Point]] = defaultdict(list)
+        for p in sorted(self.points, key=lambda p: p.cost):
+            if p is not self.apart:
+                found[p.order, tuple(pair for pair in p.axes if pair[0] != along)].append(p)
+        return list(found.values())
+
+    @property
     def unit(self) -> tuple[str, float]:
         """The unit of costs in figures, and what it is in bytes or ms."""
         if self.condition is not None:

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from pqd.config import BASELINE
-from pqd.report import cost, figures, static, words
+from pqd.report import cost, figures, shapes, static, words
 from pqd.report.cases import REFERENCE
 from pqd.report.frontier import MARGIN
 from pqd.report.statistics import LEVEL
@@ -143,6 +143,8 @@ def _figures(report: Report) -> dict[str, figures.Figure]:
             plots[f"differences-{i}"] = figures.differences(case.comparisons)
         if case.curves:
             plots[f"stages-{i}"] = figures.stages(case.curves)
+        if case.shapes:
+            plots[f"channels-{i}"] = shapes.figure(case.shapes)
     if len(report.cases) > 1 and report.comparisons:
         plots["differences-all"] = figures.differences(report.comparisons)
     return plots

@@ -104,6 +104,9 @@ def _draw(ax: Any, f: Frontier, title: str) -> None:
     paints = [colour(p.order) for p in points]
     low = [p.accuracy.mean if p.accuracy.low is None else p.accuracy.low for p in points]
     high = [p.accuracy.mean if p.accuracy.high is None else p.accuracy.high for p in points]
+    for curve in f.curves:
+        places = [p.cost / scale for p in curve], [p.accuracy.mean for p in curve]
+        ax.plot(*places, linewidth=0.8, color=colour(curve[0].order), zorder=1.5)
     ax.vlines(x, low, high, paints, linewidth=0.7, zorder=2)
     for p, a, b, paint in zip(points, x, y, paints, strict=True):
         ax.plot(

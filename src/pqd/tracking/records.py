@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from pqd.report.view import Report
 
 
+COSTS = "macs", "parameters"
+
+
 def record_epoch(run: "wandb.Run", stage: str, metrics: dict[str, float], before: int) -> None:
     """Logs an epoch as `stage/metric`, and as `epoch` its number over all stages."""
     run.log(_named(stage, metrics, before))
@@ -45,6 +48,9 @@ def record_result(run: "wandb.Run", result: Result, logged: Callable[[str, float
                 record_epoch(run, stage.stage, metrics, before)
         if stage.history:  # else the summary would be of what was logged last, maybe earlier
             run.summary.update(_named(stage.stage, stage.history[-1], before))
+        if stage.shape:  # shares of the dense network's that are left
+            left = {f"{stage.stage}/{name}_left": stage.shape[name] for name in COSTS}
+            run.summary.update(left)
         before += len(stage.history)
     if result.warnings:
         run.tags = (*(run.tags or ()), "warnings")
@@ -147,12 +153,38 @@ def record_sweep(run: "wandb.Run", sweep_dir: Path, report: "Report") -> None:
             figure.update_layout(title=", ".join(filter(None, (family.label, place))))
             kind = "size" if where is None else "latency"
             plots[f"accuracy_{kind}/{len(plots) + 1}"] = figure
-    run.log({"frontier": table, **plots})
+    run.log({"frontier": table, **plots, **_channels(report)})
     run.summary.update({"verdict": report.verdict, "jobs": len(report.runs)})
     files = [sweep_dir / name for name in ("report.html", "report.md", "points.csv")]
     if files := [file for file in files if file.exists()]:
         name = f"report-{sweep_dir.resolve().name}"
         _upload(run, name, "report", files, aliases=["latest"], metadata={})
+
+
+def _channels(report: "Report") -> dict[str, Any]:
+    """The table `channels`, a row per layer, and a plot per case; nothing where none were removed.
+
+    Figures are means over seeds, those with `dense` in their name of the dense network.
+    """
+    import plotly.graph_objects as go
+    import wandb
+
+    from pqd.report import shapes
+
+    columns: list[str | int] = ["case", "order", "layer", *shapes.PARTS]
+    columns += [f"dense_{name}" for name in shapes.PARTS]
+    rows: list[list[Any]] = []
+    plots: dict[str, go.Figure] = {}
+    for view in report.cases:
+        for shape in view.shapes:
+            for layer in shape.layers:
+                kept = (e.mean if (e := layer.kept.get(part)) else None for part in shapes.PARTS)
+                dense = (layer.dense.get(part) for part in shapes.PARTS)
+                rows.append([view.case.label, shape.order, layer.name, *kept, *dense])
+        if view.shapes:
+            figure = go.Figure(shapes.figure(view.shapes))
+            plots[f"channels_kept/{len(plots) + 1}"] = figure.update_layout(title=view.case.label)
+    return {"channels": wandb.Table(columns=columns, data=rows), **plots} if rows else {}
 
 
 def _upload(
