@@ -58,7 +58,7 @@ def _summary(result: Result) -> str:
         f"{final.accuracy:.2f} % on the test split (dense {final.dense_accuracy:.2f} %)",
         f"{final.sparsity:.1%} zeros",
         f"{words.bytes_(final.model_bytes)} (dense {_bytes([sizes.get('fp32_onnx')])})",
-        f"package {_bytes([sizes.get('package')])}",
+        f"package {_bytes([sizes.get('package')])}{_chosen(result)}",
     ]
     if row := final.deployed:
         parts.append(f"{words.significant(row.p50_ms)} ms{words.marks(row.noisy, None)}")
@@ -68,6 +68,13 @@ def _summary(result: Result) -> str:
     else:
         parts.append("latency not measured")
     return f"{MODEL}: " + ", ".join(parts)
+
+
+def _chosen(result: Result) -> str:
+    """Says how few bits keep the size of a package, where they were chosen for it."""
+    if not (bits := result.bits):
+        return ""
+    return f" of {words.bytes_(bits.limit_bytes)} ({bits.mean_bits:.2f} bits per weight)"
 
 
 def ending(result: Result, folder: Path, tracked: str | None) -> list[str]:

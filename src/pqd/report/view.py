@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 from pqd.report import cost, words
+from pqd.report.bits import Bits, bits
 from pqd.report.cases import FULL, Case, cases, distinct, sort_orders
 from pqd.report.compare import Comparison, Mean, compare, verdict
 from pqd.report.disturbance import disturbances
@@ -32,6 +33,7 @@ class CaseView:
     comparisons: list[Comparison]
     curves: list[cost.Curve]
     costs: list[cost.Cost]
+    bits: Bits | None
 
     @property
     def verdict(self) -> str:
@@ -144,6 +146,7 @@ def view(loaded: Loaded) -> Report:
                 comparisons=compare([case]),
                 curves=cost.curves(case),
                 costs=cost.costs(case, times),
+                bits=bits(case),
             )
         )
     pooled = views[0].comparisons if len(views) == 1 else compare(found)
