@@ -78,15 +78,16 @@ class PackageSize(Constraint):
         Raises:
             UserError: 2 bits everywhere may take more than the size.
         """
-        layers = Layers(model) if not self._known or step in _checks(steps) else None
-        if layers is None:
+        due = step in _checks(steps)
+        if self._known and not due:
             return
+        layers = Layers(model)
         if not self._known:
             widths = model.get_buffer("package_size_widths").tolist()
             for quantizer, width in zip(layers.quantizers.values(), widths, strict=True):
                 quantizer.code_max = code_max_of(WIDTHS[width])
             self._known = True
-        if step in _checks(steps):
+        if due:
             sizes = layers.bytes()
             if step == 0:
                 self._pack(model, layers, sizes, write)
