@@ -59,7 +59,7 @@ def _summary(result: Result) -> str:
         *_balanced(final),
         f"{final.sparsity:.1%} zeros",
         f"{words.bytes_(final.model_bytes)} (dense {_bytes([sizes.get('fp32_onnx')])})",
-        f"package {_bytes([sizes.get('package')])}",
+        f"package {_bytes([sizes.get('package')])}{_chosen(result)}",
     ]
     if row := final.deployed:
         parts.append(f"{words.significant(row.p50_ms)} ms{words.marks(row.noisy, None)}")
@@ -78,6 +78,13 @@ def _balanced(final: Final) -> list[str]:
     both = (final.balanced_accuracy, final.dense_balanced_accuracy)
     ours, dense = (_number(value, "{:.2f} %") for value in both)
     return [f"class-balanced {ours} (dense {dense})"]
+
+
+def _chosen(result: Result) -> str:
+    """Says how few bits keep the size of a package, where they were chosen for it."""
+    if not (bits := result.bits):
+        return ""
+    return f" of {words.bytes_(bits.limit_bytes)} ({bits.mean_bits:.2f} bits per weight)"
 
 
 def ending(result: Result, folder: Path, tracked: str | None) -> list[str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from pqd.identity import option_at
 from pqd.report import cost, words
+from pqd.report.bits import Bits, bits
 from pqd.report.cases import FULL, Case, cases, distinct, sort_orders
 from pqd.report.compare import Comparison, Mean, compare, verdict
 from pqd.report.disturbance import disturbances
@@ -35,6 +36,7 @@ class CaseView:
     curves: list[cost.Curve]
     costs: list[cost.Cost]
     shapes: list[Shape]  # of orders that removed channels
+    bits: Bits | None
 
     @property
     def verdict(self) -> str:
@@ -159,6 +161,7 @@ def view(loaded: Loaded) -> Report:
                 curves=cost.curves(case),
                 costs=cost.costs(case, times),
                 shapes=shapes(case),
+                bits=bits(case),
             )
         )
     pooled = views[0].comparisons if len(views) == 1 else compare(found)

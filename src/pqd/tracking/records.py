@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pqd import options
-from pqd.result import DENSE, Final, Result
+from pqd.result import DENSE, Allocation, Final, Result
 from pqd.stages import STAGES, spell
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def record_result(run: "wandb.Run", result: Result, logged: Callable[[str, float
             "warnings": result.warnings,
             "provenance": asdict(result.provenance),
             **(final_figures(result.final) if result.final else {}),
+            **(_bit_figures(result.bits) if result.bits else {}),
         }
     )
 
@@ -102,6 +103,12 @@ def final_figures(final: Final) -> dict[str, float]:
 def _interval(name: str, interval: list[float] | None) -> dict[str, float | None]:
     low, high = interval or (None, None)
     return {f"{name}_low": low, f"{name}_high": high}
+
+
+def _bit_figures(bits: Allocation) -> dict[str, float]:
+    """Names the bits of each layer `bits/LAYER`, and their mean over all weights."""
+    by_layer = {f"bits/{name}": layer.bits for name, layer in bits.layers.items()}
+    return {**by_layer, "final/mean_bits": bits.mean_bits}
 
 
 def upload_model(run: "wandb.Run", result: Result, files: list[Path]) -> None:
