@@ -190,7 +190,7 @@ def figures(subject: Subject, dense: Path, made: Path, runtime: RuntimeConfig) -
     accuracies, agreements, failed = {}, {}, {}
     own = np.load(made / PREDICTIONS)
     for name in available(runtime.names):
-        if get(name).runs == "onnx":
+        if get(name).file(made / MODEL):
             try:
                 predicted = subject.predictions(made / MODEL, name)
             except Exception as error:  # of other people's code; what is made is made

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module, metadata, util
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from pqd.errors import UserError, choices
@@ -44,7 +45,7 @@ class Runtime(ABC):
         name: as in `runtime.names` and in results.
         title: its proper name, for tables.
         package: what pip installs and Python imports.
-        runs: what it opens: the ONNX file, or the network itself (an `nn.Module`).
+        runs: what it opens: an ONNX file, a .pte file, or the network itself (an `nn.Module`).
         reopens: whether every block of a measurement opens a session of its own; not where
             opening takes long.
     """
@@ -52,7 +53,7 @@ class Runtime(ABC):
     name: str
     title: str
     package: str
-    runs: Literal["onnx", "network"] = "onnx"
+    runs: Literal["onnx", "pte", "network"] = "onnx"
     reopens: bool = True
 
     def unavailable(self) -> str | None:
@@ -67,6 +68,16 @@ class Runtime(ABC):
             return metadata.version(self.package)
         except metadata.PackageNotFoundError:  # installed under another name: onnxruntime-gpu
             return str(import_module(self.package).__version__)
+
+    def file(self, model: Path) -> Path | None:
+        """Returns the file that it opens for the model of an ONNX file: that one, or one beside it.
+
+        None where there is none.
+        """
+        if self.runs == "onnx":
+            return model
+        beside = model.with_suffix(f".{self.runs}")
+        return beside if beside.is_file() else None
 
     @abstractmethod
     def open(self, model: Any, threads: int) -> Session:
