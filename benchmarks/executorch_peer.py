@@ -10,7 +10,6 @@ Weights are random and calibration runs on random images, as in `peers.py`.
 import argparse
 import copy
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -141,4 +140,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
