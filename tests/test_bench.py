@@ -15,7 +15,7 @@ from pqd.constraints import attach
 from pqd.constraints.mask import Masks, masks
 from pqd.data import load_dataset
 from pqd.errors import UserError
-from pqd.measure import bench, predict, timings
+from pqd.measure import bench, images, predict, timings
 from pqd.measure.table import advice, latency_table
 from pqd.networks import Blueprint, save_network
 from pqd.package import pack
@@ -85,9 +85,9 @@ def test_bench_looks_for_images_where_this_machine_has_them(tmp_path, monkeypatc
     given = asdict(DatasetConfig(name="cifar10", root="/data/of/another/machine"))
     monkeypatch.delenv("PQD_DATA", raising=False)
     with pytest.raises(UserError, match="there is no folder /data/of/another/machine"):
-        bench._dataset_config(given)  # and nothing is downloaded
+        images._config(given)  # and nothing is downloaded
     monkeypatch.setenv("PQD_DATA", str(tmp_path))
-    assert bench._dataset_config(given).root == str(tmp_path)
+    assert images._config(given).root == str(tmp_path)
 
 
 def test_torch_measures_the_dense_and_the_pruned_network(tmp_path):
@@ -213,6 +213,19 @@ def test_predict_names_the_class_of_images(tmp_path):
     assert shown == [("dark.png", "dark"), ("light.jpg", "light")]
 
 
+def test_predict_makes_images_square_as_the_models_were(tmp_path):
+    """White squares left and right of a dark one: what is light depends on how they are cut."""
+    pixels = np.full((4, 12), 250, np.uint8)
+    pixels[:, 4:8] = 0
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    names = {}
+    for how in ("stretch", "crop", "pad", None):
+        given = METADATA | ({"resize": how} if how else {})
+        model = int8_network(tmp_path / f"{how}.onnx", given)
+        names[how] = next(predict.predict(model, [tmp_path / "a.png"])).name
+    assert names == {"stretch": "light", "crop": "dark", "pad": "dark", None: "dark"}
+
+
 def test_predict_says_what_is_wrong(tmp_path):
     model = int8_network(tmp_path / "model.onnx")
     text = tmp_path / "text.png"
@@ -264,6 +277,8 @@ def test_predict_goes_on_after_a_bad_image(tmp_path):
         ("image_size", "big", "the side, in pixels, of the model's input [batch, 1, 4, 4]"),
         ("image_size", 1000000, "the side, in pixels, of the model's input [batch, 1, 4, 4]"),
         ("image_size", 4.0, "the side, in pixels, of the model's input [batch, 1, 4, 4]"),
+        ("resize", "squeeze", "one of stretch, crop, pad"),
+        ("resize", ["crop"], "one of stretch, crop, pad"),
         ("channels", 3, "1 or 3, as the model's input [batch, 1, 4, 4] has"),
         ("channels", None, "1 or 3, as the model's input [batch, 1, 4, 4] has"),
     ],

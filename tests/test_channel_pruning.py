@@ -138,7 +138,7 @@ class TestImportance:
         model = traced(Residual).eval()
         (group,) = channels(model, (3, 8, 8)).groups
         batch = next(Batches().epoch(0))
-        loss = torch.nn.functional.cross_entropy
+        cross_entropy = torch.nn.functional.cross_entropy
         gates = torch.ones(8, requires_grad=True)
 
         def gate(_module, inputs):
@@ -148,8 +148,8 @@ class TestImportance:
         gated = copy.deepcopy(model)
         for name in ("conv2", "fc"):
             gated.get_submodule(name).register_forward_pre_hook(gate)
-        (expected,) = torch.autograd.grad(loss(gated(batch.images), batch.labels), [gates])
-        (found,) = taylor(model, [group], [batch], loss)
+        (expected,) = torch.autograd.grad(cross_entropy(gated(batch.images), batch.labels), [gates])
+        (found,) = taylor(model, [group], [batch], lambda y, b: cross_entropy(y, b.labels))
         assert torch.allclose(found, expected**2 / expected.square().mean(), rtol=1e-3)
         assert all(parameter.grad is None for parameter in model.parameters())
 

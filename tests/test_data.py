@@ -111,6 +111,31 @@ def test_statistics_equal_numpys():
     assert std == pytest.approx([scaled[..., 0].std(), scaled[..., 1].std(), 1.0], abs=1e-12)
 
 
+def test_images_can_be_normalised_as_a_loaded_network_wants():
+    data = digits(mean=[0.25], std=[0.5])
+    assert (data.mean, data.std) == ((0.25,), (0.5,))
+    assert data.fingerprint != digits().fingerprint
+    assert torch.equal(data.train.images, digits().train.images)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mean": [0.5]}, "dataset.std is missing; give dataset.mean and dataset.std, or none"),
+        ({"std": [0.5]}, "dataset.mean is missing; give dataset.mean and dataset.std, or none"),
+        (
+            {"mean": [0.5, 0.5, 0.5], "std": [1.0]},
+            "dataset.mean=[0.5, 0.5, 0.5] must be 1 numbers in units of 1 (pixel / 255), one for "
+            "each channel",
+        ),
+    ],
+)
+def test_a_normalisation_that_does_not_fit_is_one_line(changes, message):
+    with pytest.raises(UserError) as error:
+        digits(**changes)
+    assert str(error.value) == message
+
+
 @pytest.mark.parametrize(
     "changes", [{"validation": 1e-5}, {"validation": 0.9999}, {"train_limit": 1}]
 )

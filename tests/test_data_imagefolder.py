@@ -8,6 +8,7 @@ from PIL import Image
 
 from pqd.config import DatasetConfig
 from pqd.data import Dataset, load_dataset
+from pqd.data.images import RESIZE
 from pqd.errors import UserError
 
 
@@ -78,6 +79,15 @@ def test_shorter_side_is_resized_and_the_centre_cropped(folder):
     save(folder / "test" / "cat" / "0.png", wide.transpose(1, 0, 2).copy())
     assert np.array_equal(only(folder, 20), wide[:, 20:40])
     assert np.array_equal(only(folder, 40)[1:-1], np.broadcast_to(wide[0, 20], (38, 40, 3)))
+
+
+@pytest.mark.parametrize("how", ["stretch", "crop", "pad"])
+def test_oblong_images_become_square_as_asked_for(folder, how):
+    wide = noise(8, 24, 3)
+    save(folder / "test" / "cat" / "0.png", wide)
+    expected = np.asarray(RESIZE[how](Image.fromarray(wide), 8))
+    assert np.array_equal(only(folder, 8, resize=how), expected)
+    assert own(folder, image_size=8, resize=how).resize == how
 
 
 def ramp16() -> np.ndarray:

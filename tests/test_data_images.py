@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pqd.config import DatasetConfig
 from pqd.data.images import RESIZE, decode
+from pqd.options import option_of
 
 
 def test_ways_to_make_an_image_square(tmp_path):
@@ -22,6 +24,10 @@ def test_ways_to_make_an_image_square(tmp_path):
         assert not found["pad"][8:].any()
         default = decode(tmp_path / "x.png", 12, resize=True)
         assert np.array_equal(default.transpose(1, 0, 2) if turn else default, found["crop"])
+
+
+def test_every_way_can_be_asked_for():
+    assert list(option_of(DatasetConfig.__dataclass_fields__["resize"]).choices()) == list(RESIZE)
 
 
 def test_a_square_image_is_the_same_in_every_way(tmp_path):

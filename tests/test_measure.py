@@ -118,6 +118,17 @@ def test_runtimes_agree_on_predictions(tmp_path):
     assert measure.top1([0, 1, 1, 1], [0, 0, 0, 1]) == 50.0
 
 
+def test_class_balanced_accuracy_is_scikit_learns():
+    from sklearn.metrics import balanced_accuracy_score
+
+    assert measure.balanced([0, 1, 1, 1], [0, 0, 0, 1]) == pytest.approx(100 * (1 / 3 + 1) / 2)
+    random = np.random.RandomState(0)
+    labels = torch.from_numpy(random.choice([0, 1, 5], 400, p=[0.8, 0.15, 0.05]))
+    predicted = np.where(random.rand(400) < 0.5, labels, 5)
+    expected = 100 * balanced_accuracy_score(labels, predicted)
+    assert measure.balanced(predicted, labels) == pytest.approx(expected)
+
+
 def test_missing_runtimes_are_named_and_left_out(monkeypatch, caplog, tmp_path):
     find = base.util.find_spec
     monkeypatch.setattr(

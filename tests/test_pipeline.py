@@ -249,6 +249,13 @@ class TestArtifact:
         assert final["agreement"] >= 99.5
         assert final["sizes"]["int8_onnx"] == (folder / "model.onnx").stat().st_size
         assert {row["model"] for row in final["latency"]} == {"dense", "pruned", "int8"}
+        layers = {layer["name"]: layer for layer in final["layers"] if layer["name"]}
+        assert list(layers) == ["conv1", "conv2", "fc"]
+        assert sum(layer["macs"] for layer in layers.values()) == final["macs"]
+        shares = [layer["time"]["onnxruntime"] for layer in final["layers"]]
+        assert sum(shares) == pytest.approx(1)
+        assert all(0 < layer["weight_error"] < 0.02 for layer in layers.values())
+        assert all(0 < layer["output_error"] < 0.5 for layer in layers.values())
         expected = {"model.onnx", "model.pqd", "dense.onnx", "pruned.onnx", "model.safetensors"}
         assert set(record["files"]) == expected | {"recipe.json"}
         for name, file in record["files"].items():
@@ -261,6 +268,8 @@ class TestArtifact:
         kind = "int8" if order == "q" else "fp32"
         assert {row["model"] for row in final["latency"]} == {"dense", kind}
         assert ("int8_onnx" in final["sizes"]) == (order == "q")
+        errors = [layer["output_error"] is not None for layer in final["layers"] if layer["name"]]
+        assert errors == [order == "q"] * 3  # against the network in FP32, which is made for it
         assert final["sparsity"] == pytest.approx(0.75 if order == "p" else 0, abs=1e-3)
         if not order:
             assert final["accuracy"] == final["dense_accuracy"]

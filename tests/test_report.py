@@ -57,6 +57,29 @@ def test_a_run_that_is_not_what_was_trained_is_named_and_not_counted(tmp_path):
     assert [row["order"] for row in points([tmp_path])] == ["pqd"]
 
 
+def test_class_balanced_accuracies_are_shown_where_they_differ(tmp_path):
+    for seed in (0, 1):
+        run = result("pqd", seed, accuracy=95.0, dense_accuracy=96.0)
+        run.final.balanced_accuracy, run.final.dense_balanced_accuracy = 95.05, 96.01
+        write(tmp_path, run)
+    build([tmp_path], tmp_path, figures=False)
+    texts = [(tmp_path / name).read_text() for name in ("report.md", "report.html")]
+    assert not any("class-balanced" in text for text in texts)
+    for seed, balanced in ((0, 80.0), (1, 81.0)):
+        run = result("pqd", seed, accuracy=95.0, dense_accuracy=96.0)
+        run.final.balanced_accuracy, run.final.dense_balanced_accuracy = balanced, 90.0
+        write(tmp_path, run)
+    build([tmp_path], tmp_path, figures=False)
+    markdown, page = ((tmp_path / name).read_text() for name in ("report.md", "report.html"))
+    head, rule, dense, pqd = markdown[markdown.index("| order | seeds") :].splitlines()[:4]
+    assert len({line.count("|") for line in (head, rule, dense, pqd)}) == 1
+    assert head.split(" | ")[6] == "class-balanced accuracy, %"
+    assert [line.split(" | ")[6] for line in (dense, pqd)] == ["90.00", "80.50"]
+    assert '<td class="wide">80.50</td>' in page
+    row = next(csv.DictReader((tmp_path / "points.csv").read_text().splitlines()))
+    assert (row["balanced_accuracy"], row["dense_balanced_accuracy"]) == ("80.0", "90.0")
+
+
 def test_what_to_know_before_trusting_figures_is_in_the_report(tmp_path):
     for order, warnings in (("pqd", ["no VNNI", "<96 % alike"]), ("pdq", ["no VNNI"])):
         run = result(order)

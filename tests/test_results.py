@@ -1,6 +1,8 @@
 """What `results/` and the README state is what the stored result.json files say."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,10 @@ def test_the_readme_quotes_a_study():
 def test_results_hold_no_weights():
     kept = {path.suffix for path in (ROOT / "results").rglob("*") if path.is_file()}
     assert kept <= {".csv", ".html", ".json", ".md", ".png", ".svg", ".tex"}
+
+
+def test_the_leaderboard_is_that_of_the_stored_studies():
+    command = [sys.executable, ROOT / "benchmarks/leaderboard.py", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout in (ROOT / "results/README.md").read_text()

@@ -67,6 +67,16 @@ def test_a_speed_up_that_was_not_measured_is_left_out(result):
     assert cells(shown(comparison_table([result])))[0][-2:] == ["0.500", "-"]
 
 
+def test_class_balanced_accuracy_is_shown_where_it_differs(result):
+    final = result.final
+    final.balanced_accuracy, final.dense_balanced_accuracy = 98.05, 98.55
+    assert "class-balanced" not in shown(stage_table(result))
+    final.balanced_accuracy = 90.0
+    assert "(dense 98.60 %), class-balanced 90.00 % (dense 98.55 %), 80.0% zeros" in shown(
+        stage_table(result)
+    )
+
+
 def test_stage_table_of_a_failed_run_says_why(failed):
     text = shown(stage_table(failed))
     assert len(cells(text)) == 1

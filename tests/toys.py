@@ -79,7 +79,7 @@ class Toy(Stage):
 
     def loss(self, model, batch):
         logits = model(batch.images)
-        task_loss = self.task_loss(logits, batch.labels)
+        task_loss = self.task_loss(logits, batch)
         brightness = self.modules["projection"](logits).flatten()
         toy_loss = F.mse_loss(brightness.float(), batch.images.mean((1, 2, 3)))
         loss = task_loss + self.options.strength * toy_loss

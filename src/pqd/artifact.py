@@ -1,8 +1,9 @@
 """The artifact of a run and its figures: what is deployed is what is measured."""
 
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from pqd.constraints.mask import sparsity
 from pqd.data import Dataset, eval_batches
 from pqd.errors import UserError, one_line
 from pqd.export.onnx_file import write_onnx
+from pqd.inspect.look import look
+from pqd.inspect.paths import few, in_float
+from pqd.inspect.shares import SECONDS
 from pqd.networks import RECIPE, WEIGHTS, load_network
 from pqd.package import pack
-from pqd.result import DENSE, FP32, INT8, PRUNED, Final, now
+from pqd.result import DENSE, FP32, INT8, PRUNED, Allocation, Final, Layer, now
 from pqd.runtimes import REFERENCE, available, get
 
-VERSION = 6  # raise it when a code change alters a file or a figure
+VERSION = 8  # raise it when a code change alters a file or a figure
 BATCH_SIZE = 250
 MODEL, PACKAGE = "model.onnx", "model.pqd"
 DENSE_MODEL, PRUNED_MODEL = "dense.onnx", "pruned.onnx"
@@ -71,6 +75,7 @@ class Subject:
             "mean": list(self.dataset.mean),
             "std": list(self.dataset.std),
             "image_size": self.shape[1],
+            "resize": self.dataset.resize,
             "channels": self.shape[0],
             "backbone": self.backbone,
             "order": self.order,
@@ -80,6 +85,10 @@ class Subject:
     def accuracy(self, predicted: Any) -> float:
         """Returns the top-1 accuracy, in %, of predictions [N] over the whole test split."""
         return measure.top1(predicted, self.dataset.test.labels)
+
+    def balanced(self, predicted: Any) -> float:
+        """Returns the same with all classes weighted alike."""
+        return measure.balanced(predicted, self.dataset.test.labels)
 
     def predictions(self, model: Path, runtime: str = REFERENCE) -> Any:
         """Returns the classes, int64 [N], that an ONNX file gives the test images."""
@@ -98,8 +107,8 @@ def make_dense(subject: Subject, folder: Path) -> dict[str, Any]:
         folder: exists.
 
     Returns:
-        `dense_accuracy` over the test split and `dense_agreement` with the network, in %, and
-        `macs` per image.
+        `dense_accuracy` and `dense_balanced_accuracy` over the test split and `dense_agreement`
+        with the network, in %, and `macs` per image.
     """
     network = load_network(subject.folder)
     subject.write(network, folder / DENSE_MODEL)
@@ -107,6 +116,7 @@ def make_dense(subject: Subject, folder: Path) -> dict[str, Any]:
     predicted = subject.predictions(folder / DENSE_MODEL)
     return {
         "dense_accuracy": subject.accuracy(predicted),
+        "dense_balanced_accuracy": subject.balanced(predicted),
         "dense_agreement": measure.top1(predicted, training.predict(network, subject.batches())),
         "macs": measure.macs(folder / DENSE_MODEL),
     }
@@ -139,6 +149,7 @@ def make(subject: Subject, dense: Path, folder: Path) -> dict[str, Any]:
     predicted = subject.predictions(folder / MODEL)
     return {
         "accuracy": subject.accuracy(predicted),
+        "balanced_accuracy": subject.balanced(predicted),
         "network_accuracy": subject.accuracy(own),
         "agreement": measure.top1(predicted, own),
         "sparsity": sparsity(network),
@@ -200,10 +211,15 @@ def figures(subject: Subject, dense: Path, made: Path, runtime: RuntimeConfig) -
             agreements[name] = measure.top1(predicted, own)
     latency = measure.latency(models, runtime, subject.shape, modules=networks)
     measured = {"started": now(), "int8_peak_gops": latency.int8_peak_gops}
+    try:
+        layers = _layers(subject, made, runtime)
+    except Exception as error:  # the same
+        failed["layers"], layers = one_line(error, named=True), []
     found = {
         "accuracy_by_runtime": accuracies,
         "agreement_by_runtime": agreements,
         "latency": list(latency),
+        "layers": [asdict(layer) for layer in layers],
         "measured": measure.provenance() | measured,
     }
     if failed := failed | latency.failed:
@@ -211,12 +227,29 @@ def figures(subject: Subject, dense: Path, made: Path, runtime: RuntimeConfig) -
     return found
 
 
-def doubts(final: Final, images: int) -> list[str]:
+def _layers(subject: Subject, made: Path, runtime: RuntimeConfig) -> list[Layer]:
+    names = [name for name in available(runtime.names) if get(name).runs == "onnx"]
+    with tempfile.TemporaryDirectory() as folder:
+        quantized = measure.is_quantized(made / MODEL)
+        float_ = in_float(made, Path(folder, PRUNED_MODEL)) if quantized else None
+        images = few(images for images, _ in subject.batches())
+        return look(
+            made / MODEL,
+            runtimes=names,
+            package=made / PACKAGE,
+            float_=float_,
+            images=images,
+            seconds=min(runtime.min_seconds, SECONDS),
+        ).layers
+
+
+def doubts(final: Final, images: int, bits: Allocation | None = None) -> list[str]:
     """Returns in which way what is deployed is not what was trained, a line for each.
 
     Args:
         final: the figures of a run.
         images: of the test split; of few images a single one is a larger share.
+        bits: of the network, where they were chosen for a size.
 
     Raises:
         UserError: they differ so much that the figures are of another network.
@@ -235,6 +268,8 @@ def doubts(final: Final, images: int) -> list[str]:
             raise UserError(f"{line}; the files are kept, but this is not the network trained")
         if agreement < DOUBTFUL:
             doubtful.append(line)
+    if bits and (size := final.sizes["package"]) > bits.limit_bytes:
+        doubtful.append(f"{PACKAGE} has {size:,} bytes, {bits.limit_bytes:,} are its limit")
     return doubtful
 
 

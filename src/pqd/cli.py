@@ -62,6 +62,12 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
     predict.set_defaults(run=_predict)
 
+    inspect = commands.add_parser("inspect", help="what each layer costs, and what it lost")
+    inspect.add_argument("path", type=Path, metavar="RUN_OR_MODEL", help="any .onnx file, too")
+    inspect.add_argument("--float", type=Path, help="the same network in FP32; of a run its own")
+    inspect.add_argument("--runtime", nargs="+", default=[REFERENCE], metavar="NAME")
+    inspect.set_defaults(run=_inspect)
+
     report = commands.add_parser("report", help="build a report from the results in folders")
     report.add_argument("folders", type=Path, nargs="+", metavar="DIR")
     report.add_argument("--output", type=Path, help="default: the first folder")
@@ -135,6 +141,16 @@ def _predict(arguments: argparse.Namespace) -> int:
         else:
             print(f"{found.path}: {found.name} ({100 * found.probability:.1f} %)")
     return code
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    from pqd.inspect.paths import inspect, layer_table
+    from pqd.inspect.words import worst
+    from pqd.progress import make_console
+
+    found = inspect(arguments.path, arguments.runtime, arguments.float)
+    make_console().print(layer_table(str(arguments.path), found.layers))
+    print("\n".join([*found.left_out, worst(found.layers, found.bytes)]))
 
 
 def _report(arguments: argparse.Namespace) -> None:

@@ -3,13 +3,15 @@
 `conf/` holds named deviations from the defaults here; `pqd.schema` puts both together.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from omegaconf import MISSING
 
+from pqd.errors import UserError
 from pqd.options import Decides, option
-from pqd.runtimes import REFERENCE, RUNTIMES
+from pqd.runtimes import REFERENCE, RUNTIMES, get
+from pqd.scheme import Scheme
 
 BASELINE = "baseline"
 
@@ -45,10 +47,14 @@ class AugmentConfig:
     crop_padding: int = option(4, low=0)  # pixels
     flip: bool = True  # horizontal, probability 0.5
     cutout: int = option(0, low=0)  # side of the zeroed square in pixels; 0 is off
+    # alpha of the Beta distribution of the share that an image keeps where it is mixed with
+    # another: a weighed sum (mixup) or a box of the other (cutmix); 0 is off; both take turns
+    mixup: float = option(0.0, low=0)
+    cutmix: float = option(0.0, low=0)
 
     def __bool__(self) -> bool:
         """Whether an image differs from epoch to epoch."""
-        return bool(self.crop_padding or self.flip or self.cutout)
+        return any(vars(self).values())
 
 
 @dataclass
@@ -60,6 +66,12 @@ class DatasetConfig:
     image_size: int | None = option(
         None, low=1, high=65536
     )  # pixels; None keeps the data set's own
+    # how an oblong image becomes a square: distorted, its centre cut out, or black around it
+    resize: str = option("crop", choices=("stretch", "crop", "pad"))
+    # of the channels, in units of 1 (pixel / 255), as a loaded network's images were normalised;
+    # None: those of the train split
+    mean: list[float] | None = option(None, low=0, high=1)
+    std: list[float] | None = option(None, above=0, high=1)
     validation: float = option(0.1, above=0, below=1)  # share of the train split held out
     split_seed: int = option(0, low=0, high=2**32 - 1)  # of the validation split
     train_limit: int | None = option(None, low=2)  # images to train on (after the split)
@@ -82,11 +94,43 @@ class TrainConfig:
     compile: str = option("auto", choices=("auto", "true", "false"), decides=Decides.REPEAT)
 
 
+def targets() -> list[str]:
+    """Returns the runtimes that networks can be quantized for."""
+    return [name for name, runtime in RUNTIMES.items() if runtime.scheme]
+
+
+@dataclass
+class TargetConfig:
+    """The engines that a network is quantized for."""
+
+    names: list[str] = option([REFERENCE], choices=targets)
+    symmetric: bool = False  # activations INT8 with zero point 0, where an engine needs it
+
+    def scheme(self) -> Scheme:
+        """Returns how all of them want it quantized.
+
+        Raises:
+            UserError: they want it differently, or there are none.
+        """
+        schemes = {get(name).scheme or Scheme(): name for name in self.names}
+        if not schemes:
+            raise UserError(f"target.names=[] is empty; give one of {', '.join(targets())}")
+        scheme, *others = schemes
+        if others:
+            raise UserError(
+                f"target.names=[{','.join(self.names)}]: {schemes[others[0]]} wants quantizers in "
+                f"other places than {schemes[scheme]}; a network is trained for one of these"
+            )
+        return replace(scheme, symmetric=self.symmetric or scheme.symmetric)
+
+
 @dataclass
 class RuntimeConfig:
     """What latency is measured in, and how (see `pqd.measure.protocol`)."""
 
-    names: list[str] = option([REFERENCE], choices=lambda: RUNTIMES)
+    names: list[str] = option(
+        [name for name, runtime in RUNTIMES.items() if runtime.usual], choices=lambda: RUNTIMES
+    )
     threads: list[int] = option([1, 0], low=0)  # 0 is all cores; equal counts are measured once
     batch_sizes: list[int] = option([1], low=1)
     min_calls: int = option(200, low=1, high=1_000_000)  # timed calls per model at least,
@@ -127,6 +171,7 @@ class Config:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    target: TargetConfig = field(default_factory=TargetConfig)
     runtime: RuntimeConfig = option(RuntimeConfig, decides=Decides.FIGURES)
     logger: LoggerConfig = option(LoggerConfig, decides=Decides.NOTHING)
     cache: CacheConfig = option(CacheConfig, decides=Decides.NOTHING)

@@ -182,7 +182,7 @@ class _Run:
                 shutil.copyfile(path, self.folder / path.name)
                 facts = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
                 self.found.files[path.name] = facts
-        for warning in artifact.doubts(final, len(dataset.test)):
+        for warning in artifact.doubts(final, len(dataset.test), self.found.bits):
             self._warn(warning)
 
     def _warn(self, line: str) -> None:

@@ -19,6 +19,7 @@ from pqd.stages import spelled
 SCHEMA = 2
 FILE = "result.json"
 DENSE, PRUNED, INT8, FP32 = "dense", "pruned", "int8", "fp32"  # the models that are measured
+UNEVEN = 0.1  # points of accuracy, from which balancing the classes is worth telling
 DEPLOYED = (INT8, FP32)  # the last model of an order: INT8, or FP32 where nothing quantizes
 
 Status = Literal["running", "completed", "failed", "interrupted"]
@@ -55,6 +56,30 @@ class Provenance(_Checked):
 
 
 @dataclass
+class LayerBits(_Checked):
+    """What the weights of one layer were given."""
+
+    bits: int
+    weights: int
+    bytes: int  # in the entropy coder
+
+
+@dataclass
+class Allocation(_Checked):
+    """The bits of each layer where `quantize.size_kib` chooses them."""
+
+    limit_bytes: int
+    package_bytes: int  # of the network at the end of the stage
+    layers: dict[str, LayerBits]
+
+    @property
+    def mean_bits(self) -> float:
+        """Over all weights."""
+        layers = self.layers.values()
+        return sum(a.bits * a.weights for a in layers) / sum(a.weights for a in layers)
+
+
+@dataclass
 class StageResult(_Checked):
     """One stage of a run; the baseline is the first."""
 
@@ -69,6 +94,7 @@ class StageResult(_Checked):
     history: list[dict[str, float]] = field(default_factory=list)  # metrics of every epoch
     teacher_accuracy: float | None = None  # on the validation split, too
     shape: dict[str, Any] | None = None  # of a network with fewer channels; see `pqd.pruning`
+    bits: Allocation | None = None
 
 
 @dataclass
@@ -102,6 +128,23 @@ class Latency(_Checked):
 
 
 @dataclass
+class Layer(_Checked):
+    """One layer of model.onnx; or, without a name, its other operations of one kind."""
+
+    name: str
+    kind: str
+    weight_shape: list[int] = field(default_factory=list)
+    output_shape: list[int] = field(default_factory=list)  # of one image
+    macs: int | None = None  # of one image
+    zeros: float | None = None  # share of the weights
+    bits: int | None = None  # that hold every weight
+    package_bytes: int | None = None  # that the weights take of the package
+    time: dict[str, float] = field(default_factory=dict)  # share, by runtime: one image, one thread
+    weight_error: float | None = None  # against FP32, relative
+    output_error: float | None = None  # the same on a few test images, before the activation
+
+
+@dataclass
 class Final(_Checked):
     """The artifact of a completed run and its figures."""
 
@@ -109,6 +152,8 @@ class Final(_Checked):
     accuracy: float  # of model.onnx in ONNX Runtime, whole test split
     sparsity: float
     network_accuracy: float | None = None  # of the same network in PyTorch
+    balanced_accuracy: float | None = None  # of model.onnx, the mean of the classes' accuracies
+    dense_balanced_accuracy: float | None = None
     agreement: float | None = None  # share of test images, %, that both classify alike
     dense_agreement: float | None = None  # the same of dense.onnx and the dense network
     accuracy_by_runtime: dict[str, float] = field(default_factory=dict)
@@ -117,6 +162,7 @@ class Final(_Checked):
     parameters: int | None = None
     sizes: dict[str, int] = field(default_factory=dict)
     latency: list[Latency] = field(default_factory=list)
+    layers: list[Layer] = field(default_factory=list)
     dataset: str | None = None  # fingerprint of the images
     measured: Provenance | None = None  # where and when, as the cache may hand figures on
 
@@ -124,6 +170,15 @@ class Final(_Checked):
     def deployed(self) -> Latency | None:
         """The first latency measured of the deployed model."""
         return next((row for row in self.latency if row.deployed), None)
+
+    @property
+    def uneven(self) -> bool:
+        """Whether classes are so uneven that balancing them changes an accuracy."""
+        pairs = (
+            (self.accuracy, self.balanced_accuracy),
+            (self.dense_accuracy, self.dense_balanced_accuracy),
+        )
+        return any(b is not None and abs(a - b) >= UNEVEN for a, b in pairs)
 
     @property
     def model_bytes(self) -> int:
@@ -147,6 +202,11 @@ class Result(_Checked):
     files: dict[str, dict[str, Any]] = field(default_factory=dict)  # name: bytes, sha256
     warnings: list[str] = field(default_factory=list)  # what to know before trusting the figures
     schema: int = SCHEMA
+
+    @property
+    def bits(self) -> Allocation | None:
+        """The bits of the network that is deployed, where they were chosen layer by layer."""
+        return self.stages[-1].bits if self.stages else None
 
 
 @dataclass

@@ -56,6 +56,7 @@ def _summary(result: Result) -> str:
     sizes = final.sizes
     parts = [
         f"{final.accuracy:.2f} % on the test split (dense {final.dense_accuracy:.2f} %)",
+        *_balanced(final),
         f"{final.sparsity:.1%} zeros",
         f"{words.bytes_(final.model_bytes)} (dense {_bytes([sizes.get('fp32_onnx')])})",
         f"package {_bytes([sizes.get('package')])}",
@@ -68,6 +69,15 @@ def _summary(result: Result) -> str:
     else:
         parts.append("latency not measured")
     return f"{MODEL}: " + ", ".join(parts)
+
+
+def _balanced(final: Final) -> list[str]:
+    """The accuracies with all classes weighted alike, where they are others."""
+    if not final.uneven:
+        return []
+    both = (final.balanced_accuracy, final.dense_balanced_accuracy)
+    ours, dense = (_number(value, "{:.2f} %") for value in both)
+    return [f"class-balanced {ours} (dense {dense})"]
 
 
 def ending(result: Result, folder: Path, tracked: str | None) -> list[str]:

@@ -11,7 +11,9 @@ from safetensors.torch import save_file
 from torch import fx, nn
 
 from pqd import data, devices, training
+from pqd.artifact import Subject
 from pqd.config import Config
+from pqd.constraints import constraints
 from pqd.constraints.integers import round_biases
 from pqd.constraints.mask import sparsity
 from pqd.errors import UserError, naming
@@ -20,7 +22,7 @@ from pqd.forecast import Forecast
 from pqd.graph.view import unsupported_layers
 from pqd.networks import Blueprint, load_network, save_network
 from pqd.progress import StageProgress
-from pqd.stages import Context, Stage
+from pqd.stages import STAGES, Context, Stage, spell
 
 MODULES = "modules.safetensors"  # a stage's own, beside the network
 
@@ -47,6 +49,9 @@ class Trainer:
             self.dataset, config.dataset.augment, config.train.batch_size, self.device
         )
         self._forecast: Forecast | None = None  # of the first stage that is trained
+        # As what is deployed in the end, but that a stage knows no later ones.
+        order = spell([name for name, kind in STAGES.items() if kind.letter])
+        self._deployed = Subject(Path(), self.dataset, config.backbone.name, order)
 
     def epochs(self, kind: type[Stage]) -> int:
         """Returns for how many epochs a stage will train; 0 where attaching is all there is."""
@@ -106,6 +111,8 @@ class Trainer:
         stage.start(model)
         history = self._fit(stage, model, left, checkpoint, on_epoch) if stage.trains else []
         further = stage.finish(model)
+        for constraint in constraints(model):
+            further |= constraint.settle(model, self._deployed.write)
         tensors = model.state_dict().values()
         if not all(t.isfinite().all() for t in tensors):  # the last step may have been too far
             raise UserError(
@@ -165,6 +172,8 @@ class Trainer:
                 forecast.step(step)
                 shown.step(step)
                 stage.before_step(model, step)
+                for constraint in constraints(model):
+                    constraint.before_step(model, step, stage.context.steps, self._deployed.write)
 
             def after_epoch(metrics: dict[str, float]) -> None:
                 shown.epoch(metrics)

@@ -1,11 +1,15 @@
 """What a constraint is: it holds from the stage that attaches it to the deployed network."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import fx
 
 from pqd.registry import Registry
+
+Write = Callable[[fx.GraphModule, Path], None]  # a network, as the ONNX file that is deployed
 
 
 class Constraint(ABC):
@@ -35,6 +39,26 @@ class Constraint(ABC):
     @abstractmethod
     def rebuild(cls, description: dict[str, Any]) -> "Constraint":
         """Returns the constraint of a description, ready to be attached to the same backbone."""
+
+    def before_step(  # noqa: B027
+        self, model: fx.GraphModule, step: int, steps: int, write: Write
+    ) -> None:
+        """Called before each training step, of the stage that attaches it and of all later ones.
+
+        Args:
+            model: in training mode, in which it stays.
+            step: from 0, over the whole stage.
+            steps: of the whole stage.
+            write: writes what would be deployed.
+        """
+
+    def settle(self, model: fx.GraphModule, write: Write) -> dict[str, Any]:
+        """Sees to it, in place, that the constraint holds where a stage ends.
+
+        Returns:
+            Further figures of a `pqd.result.StageResult`.
+        """
+        return {}
 
     def deploy(self, model: fx.GraphModule) -> None:  # noqa: B027
         """Brings the network to its deployed form, in place.

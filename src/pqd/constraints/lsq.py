@@ -46,10 +46,12 @@ class LearnedWeightFakeQuant(WeightFakeQuant):
             weight: what is quantized, [K, ...].
         """
         super().__init__(code_max)
-        magnitudes = weight.detach().abs().flatten(1)
-        mean = magnitudes.sum(1) / magnitudes.count_nonzero(1).clamp_min(1)
-        step = 2 * mean / math.sqrt(code_max)
-        self.step = nn.Parameter(step.view(-1, *[1] * (weight.ndim - 1)))
+        self.step = nn.Parameter(_first_step(code_max, weight))
+
+    def use(self, code_max: int, weight: Tensor) -> None:
+        """See `WeightFakeQuant`."""
+        super().use(code_max, weight)
+        self.step.detach().copy_(_first_step(code_max, weight))
 
     def no_weight_decay(self) -> list[str]:
         """Names what must not be pulled to 0."""
@@ -127,7 +129,7 @@ class LearnedSteps(FakeQuantization):
             UserError: a layer cannot be deployed as integers.
         """
         kinds = Quantizers(LearnedWeightFakeQuant, LearnedActivationFakeQuant)
-        insert_fake_quants(model, self.code_max, kinds)
+        insert_fake_quants(model, self.code_max, self.scheme, kinds)
 
 
 class _LearnedRound(torch.autograd.Function):
@@ -170,6 +172,14 @@ class _LearnedFakeQuantize(torch.autograd.Function):
         grad_step = _difference(grad, quantized, inside, x) / step
         gain = 1 / math.sqrt(x[0].numel() * CODE_MAX)
         return inside, (grad_step * gain).to(step.dtype), None
+
+
+def _first_step(code_max: int, weight: Tensor) -> Tensor:
+    """Returns the step that a weight [K, C, R, S] starts with, [K, 1, 1, 1]."""
+    magnitudes = weight.detach().abs().flatten(1)
+    mean = magnitudes.sum(1) / magnitudes.count_nonzero(1).clamp_min(1)
+    step = 2 * mean / math.sqrt(code_max)
+    return step.view(-1, *[1] * (weight.ndim - 1))
 
 
 def _stepped(

@@ -1,6 +1,6 @@
 """Batches of normalised images; those for training are augmented on the device."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -10,16 +10,26 @@ from torch.nn import functional
 
 from pqd.config import AugmentConfig
 from pqd.data.dataset import Dataset
+from pqd.data.mixing import mixes
 from pqd.data.split import Split
 from pqd.errors import UserError
 
 
 class Batch(NamedTuple):
-    """What one training step sees."""
+    """What one training step sees; of mixed images, two labels each."""
 
     images: Tensor  # float32 [B, C, H, W] in channels_last, normalised
-    labels: Tensor  # int64 [B]
+    labels: Tensor  # int64 [B]; of mixed images those that weigh more
     rows: Tensor  # int64 [B], which images of the train split these are
+    others: Tensor | None = None  # int64 [B], the other labels of mixed images
+    share: Tensor | None = None  # float32 [], what `labels` weigh, in [0.5, 1]
+
+    def weighed(self, loss: Callable[[Tensor], Tensor]) -> Tensor:
+        """Returns a loss of labels [B]; of mixed images its mean over both, as they weigh."""
+        of_labels = loss(self.labels)
+        if self.others is None or self.share is None:
+            return of_labels
+        return self.share * of_labels + (1 - self.share) * loss(self.others)
 
 
 class TrainBatches:
@@ -28,7 +38,8 @@ class TrainBatches:
     The padded images stay on the device; the offsets of the crop and the flip are folded into the
     index of every pixel, so nothing is copied per image and the host never waits for the device.
     Padding is black, as in torchvision's RandomCrop; cutout (DeVries and Taylor 2017,
-    arXiv 1708.04552) puts in the mean colour, which is 0 after normalisation.
+    arXiv 1708.04552) puts in the mean colour, which is 0 after normalisation. Images are mixed
+    last (`mixing`), each with one of its batch.
     """
 
     def __init__(
@@ -70,8 +81,8 @@ class TrainBatches:
     def epoch(self, seed: int) -> Iterator[Batch]:
         """One pass over the train split in random order.
 
-        Everything random comes from one generator on the device, seeded with `seed`: the same seed
-        gives the same batches, bit by bit on the CPU.
+        Everything random comes from generators seeded with `seed`, of which that of crops and flips
+        is the device's: the same seed gives the same batches, bit by bit on the CPU.
         """
         device = self.labels.device
         generator = torch.Generator(device).manual_seed(seed)
@@ -87,8 +98,9 @@ class TrainBatches:
         flips = draw(2 if self.augment.flip else 1)
         centres = zip(draw(self.height), draw(self.width), strict=True)
         row, column = (torch.arange(n, device=device) for n in (self.height, self.width))
-        for batch, top, left, flip, (y, x) in zip(
-            chosen.split(self.batch_size), tops, lefts, flips, centres, strict=True
+        mixed = mixes(self.augment, seed, len(self), (self.height, self.width), device)
+        for batch, top, left, flip, (y, x), mix in zip(
+            chosen.split(self.batch_size), tops, lefts, flips, centres, mixed, strict=True
         ):
             rows = batch[:, None] * self.padded_height + top + row
             columns = left + torch.where(flip.bool(), self.width - 1 - column, column)
@@ -98,7 +110,12 @@ class TrainBatches:
             if self.augment.cutout:
                 hole = self._side(row, y)[:, :, None] & self._side(column, x)[:, None, :]
                 images.masked_fill_(hole[:, None], 0)
-            yield Batch(images, self.labels[batch], batch)
+            if mix is None:
+                yield Batch(images, self.labels[batch], batch)
+            else:
+                own = batch.flip(0) if mix.partner_weighs_more else batch
+                labels = self.labels[own]
+                yield Batch(mix.of(images), labels, own, labels.flip(0), mix.weight)
 
     def _side(self, position: Tensor, centre: Tensor) -> Tensor:
         """Which positions [n] lie in the square's side around each centre [B, 1]: bool [B, n]."""

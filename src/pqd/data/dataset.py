@@ -31,10 +31,12 @@ class Dataset:
         train: what is trained on.
         validation: held out of the train split; whatever is tuned is tuned on it.
         test: only for the final figures.
-        mean: of every channel over train as its makers split it, so that it depends neither on
-            the validation split nor on `train_limit`; in units of 1 (pixel / 255).
+        mean: of every channel, what images are normalised with, in units of 1 (pixel / 255):
+            `dataset.mean`, else that over train as its makers split it, so that it depends neither
+            on the validation split nor on `train_limit`.
         std: standard deviation, likewise.
         fingerprint: 16 hex digits that change with any pixel, label or split.
+        resize: `dataset.resize`, how images of other sizes are brought to this one.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
+    resize: str = "crop"
 
 
 def load_dataset(cfg: DatasetConfig) -> Dataset:
@@ -55,7 +58,7 @@ def load_dataset(cfg: DatasetConfig) -> Dataset:
 
     Raises:
         UserError: an unknown name, missing or damaged data, more images than fit into memory, or
-            a split without images.
+            a split without images, a mean or deviation that does not fit the images.
     """
     if cfg.name not in READERS:
         raise choices("dataset.name", cfg.name, READERS)
@@ -71,7 +74,7 @@ def load_dataset(cfg: DatasetConfig) -> Dataset:
     if cfg.image_size is not None:  # each split's original is freed before the next is resized
         train = train.resized(cfg.image_size)
         test = test.resized(cfg.image_size)
-    mean, std = statistics(train.images)
+    mean, std = _normalisation(cfg, channels) or statistics(train.images)
     held_out, rest = cut(train.labels, round(cfg.validation * len(train)), cfg.split_seed)
     if cfg.train_limit is not None:
         rest = rest[cut(train.labels[rest], cfg.train_limit, cfg.split_seed)[0]]
@@ -84,7 +87,25 @@ def load_dataset(cfg: DatasetConfig) -> Dataset:
     validation, train = train.take(held_out), train.take(rest)
     _warn_of_classes_without_images(classes, train)
     identity = fingerprint((classes, mean, std), train, validation, test)
-    return Dataset(cfg.name, classes, train, validation, test, mean, std, identity)
+    return Dataset(cfg.name, classes, train, validation, test, mean, std, identity, cfg.resize)
+
+
+def _normalisation(
+    cfg: DatasetConfig, channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and deviation as given; None where they are not."""
+    if cfg.mean is None and cfg.std is None:
+        return None
+    if cfg.mean is None or cfg.std is None:
+        missing = "mean" if cfg.mean is None else "std"
+        raise UserError(f"dataset.{missing} is missing; give dataset.mean and dataset.std, or none")
+    for key, values in (("mean", cfg.mean), ("std", cfg.std)):
+        if len(values) != channels:
+            raise UserError(
+                f"dataset.{key}={values} must be {channels} numbers in units of 1 (pixel / 255), "
+                "one for each channel"
+            )
+    return tuple(cfg.mean), tuple(cfg.std)
 
 
 def _warn_of_classes_without_images(classes: list[str], train: Split) -> None:

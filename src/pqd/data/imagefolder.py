@@ -77,7 +77,7 @@ def _read_split(split: str, classes: dict[str, list[Path]], size: int, cfg: Data
     tensors = decoded(
         f"imagefolder-{split}",
         files,
-        (size, cfg.image_size is None, cfg.on_corrupt),
+        (size, cfg.image_size and cfg.resize, cfg.on_corrupt),
         lambda: _decode_all(files, size, cfg),
     )
     kept = tensors["kept"]
@@ -100,7 +100,8 @@ def _decode_all(files: list[Path], size: int, cfg: DatasetConfig) -> dict[str, T
 
     def fill(index: int) -> str | None:
         try:
-            images[index] = decode(files[index], size, resize=cfg.image_size is not None)
+            resize = cfg.image_size is not None
+            images[index] = decode(files[index], size, resize=resize, how=cfg.resize)
         except UserError:
             raise
         except Exception as error:  # Pillow's decoders raise almost anything

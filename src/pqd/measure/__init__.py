@@ -1,6 +1,6 @@
 """Measuring a deployed network: accuracy, latency, sizes, and the conditions these hold under."""
 
-from pqd.measure.accuracy import predictions, top1
+from pqd.measure.accuracy import balanced, predictions, top1
 from pqd.measure.conditions import machine, provenance
 from pqd.measure.cpu import has_vnni
 from pqd.measure.files import sizes
@@ -10,6 +10,7 @@ from pqd.runtimes import available
 
 __all__ = [
     "available",
+    "balanced",
     "has_vnni",
     "is_quantized",
     "latency",

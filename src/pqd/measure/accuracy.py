@@ -34,3 +34,16 @@ def predictions(
 def top1(predicted: Any, labels: Any) -> float:
     """Top-1 accuracy in % of predicted classes [N] against labels [N], arrays or tensors."""
     return 100.0 * float(np.mean(np.asarray(predicted) == np.asarray(labels)))
+
+
+def balanced(predicted: Any, labels: Any) -> float:
+    """Class-balanced accuracy in %: the mean, over the classes there are, of their own accuracies.
+
+    Args:
+        predicted: classes [N], an array or a tensor.
+        labels: likewise.
+    """
+    labels = np.asarray(labels)
+    counts = np.bincount(labels)
+    hits = np.bincount(labels[np.asarray(predicted) == labels], minlength=len(counts))
+    return 100.0 * float(np.mean(hits[counts > 0] / counts[counts > 0]))

@@ -1,7 +1,6 @@
 """Measuring existing artifacts again, on the machine at hand."""
 
 import logging
-import os
 import platform
 import re
 import tempfile
@@ -11,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from pqd import options
-from pqd.config import AugmentConfig, DatasetConfig, RuntimeConfig
+from pqd.config import RuntimeConfig
 from pqd.errors import UserError, one_line
-from pqd.files import read_json, write_json
+from pqd.files import write_json
 from pqd.measure.accuracy import predictions, top1
 from pqd.measure.conditions import provenance
 from pqd.measure.graph import batch_size, input_shape, is_quantized
+from pqd.measure.images import dataset_of
 from pqd.measure.timings import Latencies, latency
-from pqd.result import FILE, SCHEMA, now
+from pqd.result import SCHEMA, now
 from pqd.runtimes import available, get
 
 log = logging.getLogger(__name__)
@@ -183,13 +183,9 @@ def _accuracies(run: Path, runtime: RuntimeConfig) -> dict[str, float]:
     from pqd import data
 
     try:
-        record = read_json(run / FILE)
-        dataset = data.load_dataset(_dataset_config(record["config"]["dataset"]))
-        if record["final"].get("dataset", dataset.fingerprint) != dataset.fingerprint:
-            raise UserError("the images found are not those of the run")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
-        reason = one_line(error)
-        log.warning("%s: accuracy is not measured, as its data set is not here: %s", run, reason)
+        dataset = dataset_of(run)
+    except UserError as error:
+        log.warning("%s: accuracy is not measured, as its data set is not here: %s", run, error)
         return {}
     found = {}
     for name in available(runtime.names):
@@ -202,13 +198,3 @@ def _accuracies(run: Path, runtime: RuntimeConfig) -> dict[str, float]:
                 continue
             found[name] = top1(predicted, dataset.test.labels)
     return found
-
-
-def _dataset_config(given: dict[str, Any]) -> DatasetConfig:
-    """The run's data set, in PQD_DATA where this machine has one, else where the run had it."""
-    config = DatasetConfig(**given | {"augment": AugmentConfig(**given["augment"])})
-    if config.name.startswith("cifar"):
-        config.root = os.environ.get("PQD_DATA", config.root)
-    if not Path(config.root).is_dir():  # it would be made, and the data downloaded to it
-        raise UserError(f"there is no folder {config.root}")
-    return config

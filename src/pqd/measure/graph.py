@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 from pqd.errors import UserError, one_line
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, ValueInfoProto
+    from onnx import ModelProto, NodeProto, ValueInfoProto
 
+# Which input of a convolution or matrix product its weights are.
+WEIGHTS = dict.fromkeys(("Conv", "Gemm", "MatMul", "ConvInteger", "MatMulInteger"), 1)
+WEIGHTS |= dict.fromkeys(("QLinearConv", "QLinearMatMul", "QGemm"), 3)
 LIMIT = 2**31  # bytes of an ONNX file, protobuf's own
 
 
@@ -76,30 +79,51 @@ def macs(model: Path) -> int | None:
     Returns:
         The count; None where an operator that ONNX does not know hides the shapes.
     """
+    network = load(model)
+    shapes, total = infer_shapes(network), 0
+    for node in network.graph.node:
+        if node.op_type in WEIGHTS:
+            count = node_macs(node, shapes)
+            if count is None:
+                return None
+            total += count
+    return total // (_batch_size(network) or 1)
+
+
+def infer_shapes(network: ModelProto) -> dict[str, list[int]]:
+    """Returns the shapes of a network's tensors, by name, for one image or its own batch size.
+
+    Dimensions that are not known are 0; tensors of which nothing is known are missing.
+    """
     import onnx
 
-    network = load(model)
-    images = _batch_size(network)
-    if images is None:
-        images = _inputs(network)[0].type.tensor_type.shape.dim[0].dim_value = 1
+    if _batch_size(network) is None:
+        own, network = network, onnx.ModelProto()
+        network.CopyFrom(own)
+        for value in _inputs(network)[:1]:
+            value.type.tensor_type.shape.dim[0].dim_value = 1
     graph = onnx.shape_inference.infer_shapes(network).graph
-    shapes = {
+    return {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        for value in (*graph.value_info, *graph.output)
+        for value in (*graph.input, *graph.value_info, *graph.output)
     } | {tensor.name: list(tensor.dims) for tensor in graph.initializer}
-    total = 0
-    for node in graph.node:
-        if node.op_type not in ("Conv", "Gemm", "MatMul"):
-            continue
-        output, weight = (shapes.get(name, []) for name in (node.output[0], node.input[1]))
-        if not (all(output) and all(weight)) or min(len(output), len(weight)) < 2:
-            return None
-        if node.op_type == "Conv":  # weight [out, in / groups, *kernel]
-            total += prod(output) * prod(weight[1:])
-        else:
-            transposed = any(a.name == "transB" and a.i for a in node.attribute)
-            total += prod(output) * weight[-1 if transposed else -2]
-    return total // images
+
+
+def node_macs(node: NodeProto, shapes: dict[str, list[int]]) -> int | None:
+    """Multiply-accumulates of a node for a whole batch; None where shapes are unknown.
+
+    Args:
+        node: a convolution or matrix product, of a type in `WEIGHTS`.
+        shapes: as `infer_shapes` returns them.
+    """
+    names = node.output[0], *node.input[WEIGHTS[node.op_type] :][:1]
+    output, weight = ([*(shapes.get(name, []) for name in names), []])[:2]
+    if not (all(output) and all(weight)) or min(len(output), len(weight)) < 2:
+        return None
+    if "Conv" in node.op_type:  # weight [out, in / groups, *kernel]
+        return prod(output) * prod(weight[1:])
+    transposed = any(a.name == "transB" and a.i for a in node.attribute)
+    return prod(output) * weight[-1 if transposed else -2]
 
 
 def _inputs(network: ModelProto) -> list[ValueInfoProto]:

@@ -2,18 +2,18 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from pqd.data.images import RESIZE, decode
 from pqd.errors import UserError, one_line
 from pqd.measure.cpu import cores
 from pqd.measure.graph import LIMIT
 from pqd.runtimes import REFERENCE, Session, get
 
-KEYS = ("classes", "mean", "std", "image_size", "channels")
 LARGEST = 1e6  # of what pixels are shifted and scaled by
 
 
@@ -34,6 +34,7 @@ class Metadata:
     std: list[float]
     image_size: int
     channels: int
+    resize: str = "crop"  # as files do that do not say
 
     def check(self, model: Path, taken: list[int | str], given: list[int | str]) -> None:
         """Checks all that a file from elsewhere may say.
@@ -64,6 +65,7 @@ class Metadata:
             _whole(self.image_size) and sides == [self.image_size] * 2,
             f"the side, in pixels, of the model's input {images}",
         )
+        need("resize", self.resize in list(RESIZE), f"one of {', '.join(RESIZE)}")
         names = self.classes if isinstance(self.classes, list) else []
         need(
             "classes",
@@ -86,8 +88,8 @@ def predict(model: Path, images: list[Path]) -> Iterator[Prediction | UserError]
 
     Args:
         model: a `model.onnx` or `model.pqd` written by pqd. A package is unpacked in memory.
-        images: image files of any format that Pillow reads and of any size: the shorter side is
-            resized to the model's, the centre is cut out. Of a folder, all image files in it.
+        images: image files of any format that Pillow reads and of any size. Of a folder, all
+            image files in it.
 
     Yields:
         A prediction for each image, or the error that names it and says why there is none.
@@ -135,9 +137,10 @@ def _open(model: Path) -> tuple[Session, Metadata]:
     try:
         network = onnx.load_from_string(content)
         found = {p.key.removeprefix("pqd."): p.value for p in network.metadata_props}
-        metadata = Metadata(**{key: json.loads(found[key]) for key in KEYS})
+        known = {of.name for of in fields(Metadata)} & found.keys()
+        metadata = Metadata(**{key: json.loads(found[key]) for key in known})
         taken, given = (_shape(values[0]) for values in (network.graph.input, network.graph.output))
-    except (DecodeError, ValueError, LookupError, RecursionError):
+    except (DecodeError, ValueError, LookupError, RecursionError, TypeError):
         raise UserError(
             f"{model} is no model.onnx or model.pqd written by pqd: "
             "it does not say its classes and how images are prepared"
@@ -178,10 +181,8 @@ def _prepare(path: Path, metadata: Metadata) -> np.ndarray:
     """Reads an image as the data sets do: float32 [1, C, H, W], normalised."""
     from PIL import Image
 
-    from pqd.data.imagefolder import decode
-
     try:
-        pixels = decode(path, metadata.image_size, resize=True)
+        pixels = decode(path, metadata.image_size, resize=True, how=metadata.resize)
     except Exception as error:  # Pillow's decoders raise almost anything
         reason = getattr(error, "strerror", None) or one_line(error)
         raise UserError(f"{path} cannot be read as an image: {reason}") from None

@@ -32,12 +32,25 @@ Part = tuple[slice, slice]  # rows and columns
 def encode(tensors: Iterable[NDArray[np.int8]]) -> bytes:
     """Codes tensors of shape [O, I, kH, kW]."""
     encoder = Encoder()
+    for _ in _lengths(encoder, tensors):
+        pass
+    return encoder.finish()
+
+
+def lengths(tensors: Iterable[NDArray[np.int8]]) -> list[int]:
+    """Returns how many bytes each of the tensors adds to what `encode` makes of them."""
+    ends = list(_lengths(Encoder(), tensors))
+    return [end - start for start, end in pairwise([0, *ends])]
+
+
+def _lengths(encoder: "Encoder", tensors: Iterable[NDArray[np.int8]]) -> Iterator[int]:
+    """Codes tensors; yields the length of the stream, in bytes, after each of them."""
     walk = Walk(encoder)
     for tensor in tensors:
         rows, columns, height, width = tensor.shape
         planes = tensor.reshape(rows, columns, height * width).transpose(2, 0, 1)
         walk.code(np.ascontiguousarray(planes), height, width)
-    return encoder.finish()
+        yield encoder.range.num_bits() // 8
 
 
 def decode(

@@ -15,10 +15,12 @@ padded. Unpacking holds at most the package twice, three times the ONNX file, an
 import hashlib
 import math
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import zstandard
+from numpy.typing import NDArray
 
 from pqd import files
 from pqd.errors import UserError
@@ -34,7 +36,7 @@ from pqd.package.cuts import (
     product,
     unpack_cuts,
 )
-from pqd.package.scan import Tensor, initializers
+from pqd.package.scan import ITEM_SIZE, Tensor, initializers
 
 MAGIC = b"\x89PQD"
 VERSION = 1
@@ -111,6 +113,39 @@ def floor_bytes(model: Path) -> int:
     return math.ceil(bits / 8)
 
 
+def weight_bytes(model: bytes) -> dict[str, int]:
+    """Returns how many bytes of a package each tensor of an ONNX file takes, by its name.
+
+    Of INT8 weights that is exact, to a word. FLOAT tensors of two or more dimensions are
+    compressed with all that is around them: theirs is what zstd makes of each alone.
+
+    Raises:
+        ValueError: it is no ONNX model, or it keeps weights in other files.
+    """
+    tensors = initializers(model)
+    cuts = [cut for cut in find_cuts(model, tensors) if cut.kind == CODES]
+    sizes = codec.lengths(_blocks(model, cuts))
+    coded = {cut.offset: size for cut, size in zip(cuts, sizes, strict=True)}
+    compressor = zstandard.ZstdCompressor(level=9)
+    found = {}
+    for tensor in tensors:
+        size = tensor.size * ITEM_SIZE[tensor.data_type]
+        span = range(tensor.offset, tensor.offset + size)
+        inside = [coded[start] for start in coded if start in span]
+        if inside:
+            found[tensor.name] = sum(inside)
+        elif len(tensor.shape) > 1:
+            found[tensor.name] = len(compressor.compress(model[span.start : span.stop]))
+    return found
+
+
+def _blocks(model: bytes, cuts: list[Cut]) -> Iterator[NDArray[np.int8]]:
+    """Yields the codes of the cuts that are entropy-coded."""
+    for cut in cuts:
+        if cut.kind == CODES:
+            yield np.frombuffer(model, np.int8, cut.size, cut.offset).reshape(cut.numbers)
+
+
 def _initializers(path: Path, model: bytes) -> list[Tensor]:
     try:
         return initializers(model)
@@ -127,11 +162,7 @@ def _pack(model: bytes, tensors: list[Tensor]) -> bytes:
     text_bytes = b"".join([*text, model[end:]])
     level = 19 if len(text_bytes) <= BEST_ZSTD else 9
     frame = zstandard.ZstdCompressor(level=level).compress(text_bytes)
-    codes = codec.encode(
-        np.frombuffer(model, np.int8, cut.size, cut.offset).reshape(cut.numbers)
-        for cut in cuts
-        if cut.kind == CODES
-    )
+    codes = codec.encode(_blocks(model, cuts))
     padding = math.ceil((len(model) - SMALL) / RATIO) - (START + len(frame) + len(codes))
     digest = hashlib.sha256(model).digest()
     header = HEADER.pack(MAGIC, VERSION, len(cuts), len(model), len(frame), len(codes), digest)

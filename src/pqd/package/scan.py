@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 MODEL_GRAPH, GRAPH_INITIALIZER = 7, 5
-DIMS, DATA_TYPE, RAW_DATA, DATA_LOCATION = 1, 2, 9, 14
+DIMS, DATA_TYPE, NAME, RAW_DATA, DATA_LOCATION = 1, 2, 8, 9, 14
 EXTERNAL = 1
 FLOAT, INT8 = 1, 3
 ITEM_SIZE = {FLOAT: 4, INT8: 1}  # bytes
@@ -24,6 +24,7 @@ class Tensor:
     offset: int
     shape: tuple[int, ...]
     data_type: int  # FLOAT or INT8
+    name: str = ""
 
     @property
     def size(self) -> int:
@@ -55,7 +56,7 @@ def initializers(model: bytes) -> list[Tensor]:
 
 def _tensor(model: bytes, start: int, end: int) -> Tensor | None:
     shape: list[int] = []
-    data_type, raw = 0, None
+    data_type, raw, name = 0, None, ""
     for number, span in _fields(model, start, end):
         if number == DATA_LOCATION and span == EXTERNAL:
             raise ValueError("it keeps weights in external files, and a package holds one file")
@@ -63,6 +64,8 @@ def _tensor(model: bytes, start: int, end: int) -> Tensor | None:
             data_type = span
         elif number == RAW_DATA:
             raw = _submessage(span)
+        elif number == NAME:
+            name = model[slice(*_submessage(span))].decode(errors="replace")
         elif number == DIMS:  # repeated int64, packed or not
             if isinstance(span, int):
                 shape.append(span)
@@ -73,7 +76,7 @@ def _tensor(model: bytes, start: int, end: int) -> Tensor | None:
                     shape.append(value)
     if data_type not in ITEM_SIZE or raw is None:
         return None
-    tensor = Tensor(raw[0], tuple(shape), data_type)
+    tensor = Tensor(raw[0], tuple(shape), data_type, name)
     return tensor if tensor.size * ITEM_SIZE[data_type] == raw[1] - raw[0] > 0 else None
 
 

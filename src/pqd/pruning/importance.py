@@ -10,7 +10,7 @@ from pqd.data import Batch
 from pqd.graph.channels import ChannelGroup, Member
 from pqd.graph.view import Graph
 
-Loss = Callable[[Tensor, Tensor], Tensor]  # of logits [B, K] and labels [B]
+Loss = Callable[[Tensor, Batch], Tensor]  # of logits [B, K] and their batch
 
 
 @torch.no_grad()
@@ -62,9 +62,7 @@ def taylor(
         torch.zeros(group.units, device=next(iter(weights.values())).device) for group in groups
     ]
     for batch in batches:
-        gradients = torch.autograd.grad(
-            loss(model(batch.images), batch.labels), list(weights.values())
-        )
+        gradients = torch.autograd.grad(loss(model(batch.images), batch), list(weights.values()))
         change = {
             name: (weight.detach() * gradient).transpose(0, 1).flatten(1).sum(1)
             for (name, weight), gradient in zip(weights.items(), gradients, strict=True)

@@ -65,6 +65,9 @@ def _result(
         "parameters": final.parameters,
         "macs": final.macs,
     }
+    for key in ("balanced_accuracy", "dense_balanced_accuracy"):
+        if (value := getattr(final, key)) is not None:  # older runs do not say
+            row[key] = value
     row |= {f"{name}_bytes": final.sizes.get(name) for name in SIZES}
     for stage in stages:
         for key in ("seconds", "validation_accuracy"):

@@ -55,6 +55,7 @@ class Row:
     sparsity: Estimate  # %
     sizes: dict[str, Estimate]  # bytes
     timings: list[Timing]
+    balanced: Estimate | None = None  # %, of the classes weighted alike, where that differs
 
     @property
     def size(self) -> Estimate | None:
@@ -107,6 +108,7 @@ def _row(order: str, runs: list[Run]) -> Row:
         sparsity=_sure([100 * run.final.sparsity for run in runs]),
         sizes={name: _sure(values) for name, values in sizes.items()},
         timings=_timings(runs, dense=False),
+        balanced=_balanced(runs, "balanced_accuracy"),
     )
 
 
@@ -123,7 +125,14 @@ def _dense(runs: list[Run]) -> Row:
         sparsity=_sure([0.0] * len(values)),
         sizes={name: sizes[name] for name in ("fp32_checkpoint", "fp32_onnx") if name in sizes},
         timings=_timings(runs, dense=True),
+        balanced=_balanced(runs, "dense_balanced_accuracy"),
     )
+
+
+def _balanced(runs: list[Run], key: str) -> Estimate | None:
+    values = {run.repetition: getattr(run.final, key) for run in runs}.values()
+    uneven = any(run.final.uneven for run in runs)
+    return estimate([value for value in values if value is not None]) if uneven else None
 
 
 def _timings(runs: list[Run], *, dense: bool) -> list[Timing]:

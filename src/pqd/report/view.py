@@ -39,6 +39,11 @@ class CaseView:
         return verdict(self.comparisons, self.means)
 
     @property
+    def uneven(self) -> bool:
+        """Whether classes are so uneven that accuracies are also shown with them balanced."""
+        return any(row.balanced for row in self.rows)
+
+    @property
     def full(self) -> list[Row]:
         """The rows of the full orders; all orders where none is."""
         return [row for row in self.rows if len(row.stages) >= FULL] or self.rows[1:]

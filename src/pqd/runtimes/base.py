@@ -11,12 +11,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module, metadata, util
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from pqd.errors import UserError, choices
+from pqd.scheme import Scheme
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -38,6 +40,23 @@ class Session(Protocol):
         """Returns the logits [B, K] of `images` [B, C, H, W]."""
 
 
+class Step(NamedTuple):
+    """One thing that a runtime does to run a network: a node, or several fused into one."""
+
+    names: tuple[str, ...]  # of the ONNX file's nodes or of their outputs, as far as it tells
+    kind: str  # the runtime's own word for it
+    ms: float  # per call
+
+
+def per_call(times: list[float], calls: int) -> float:
+    """Returns the time that a step takes of a call, in ms, from all its times in some calls.
+
+    The longest quarter, of which interruptions are a part, does not count.
+    """
+    usual = sorted(times)[: -(-3 * len(times) // 4)]
+    return sum(usual) / len(usual) * len(times) / calls
+
+
 class Runtime(ABC):
     """One way to run a network; a file of `pqd.runtimes` defines and registers one.
 
@@ -46,6 +65,8 @@ class Runtime(ABC):
         title: its proper name, for tables.
         package: what pip installs and Python imports.
         runs: what it opens: an ONNX file, a .pte file, or the network itself (an `nn.Module`).
+        scheme: how it wants networks quantized, as a `target`; None where it runs none in INT8.
+        usual: whether it is measured where nothing is said.
         reopens: whether every block of a measurement opens a session of its own; not where
             opening takes long.
     """
@@ -54,6 +75,8 @@ class Runtime(ABC):
     title: str
     package: str
     runs: Literal["onnx", "pte", "network"] = "onnx"
+    scheme: Scheme | None = None
+    usual: bool = False
     reopens: bool = True
 
     def unavailable(self) -> str | None:
@@ -94,6 +117,20 @@ class Runtime(ABC):
             The count; None where the runtime does not tell.
         """
         return None
+
+    def profile(self, model: Path, threads: int, images: Array, calls: int) -> list[Step]:
+        """Tells what the time of an ONNX file goes to, by the runtime's own profiler.
+
+        Args:
+            model: the file.
+            threads: how many to run it on.
+            images: [B, C, H, W], of a call.
+            calls: how many to take the times over, besides one before.
+
+        Returns:
+            What is done in a call; nothing where the runtime does not tell.
+        """
+        return []
 
 
 RUNTIMES: dict[str, Runtime] = {}  # by name

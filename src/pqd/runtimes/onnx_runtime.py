@@ -1,10 +1,14 @@
 """ONNX Runtime on the CPU."""
 
+import json
+import re
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-from pqd.runtimes.base import Array, Runtime, register
+from pqd.runtimes.base import Array, Runtime, Step, per_call, register
+from pqd.scheme import Scheme
 
 # Operations that compute nothing in float: they move values (integers or not), or convert them.
 # Quantized ones are told by their names: QLinearConv, QGemm, ConvInteger...
@@ -64,6 +68,8 @@ class OnnxRuntime(Runtime):
     """See https://onnxruntime.ai."""
 
     name, title, package = "onnxruntime", "ONNX Runtime", "onnxruntime"
+    scheme = Scheme(sums="both")  # else a convolution in front of a sum runs in float
+    usual = True
 
     def open(self, model: Path | bytes, threads: int) -> OnnxSession:
         """See `Runtime`; also takes the bytes of an ONNX file."""
@@ -78,6 +84,28 @@ class OnnxRuntime(Runtime):
             not (name in MOVES or name.startswith("Q") or name.endswith("Integer"))
             for name in operations(model)
         )
+
+    def profile(self, model: Path, threads: int, images: Array, calls: int) -> list[Step]:
+        """See `Runtime`."""
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        options.enable_profiling = True
+        with tempfile.TemporaryDirectory() as folder:
+            options.profile_file_prefix = str(Path(folder, "profile"))
+            session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+            for _ in range(calls + 1):
+                session.run(None, {session.get_inputs()[0].name: images})
+            events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
+        times: dict[tuple[str, str], list[float]] = defaultdict(list)
+        for event in events:
+            if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
+                # A fused node keeps the name of one of its nodes, or of its output.
+                name = re.sub(r"(_nchwc|_token_\d+)*_kernel_time$", "", event["name"])
+                times[name, event["args"]["op_name"]].append(event["dur"] / 1000)
+        return [Step((name,), kind, per_call(ms, calls + 1)) for (name, kind), ms in times.items()]
 
 
 def operations(model: Path) -> list[str]:

@@ -1,10 +1,12 @@
 """OpenVINO on the CPU."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pqd.runtimes.base import Array, Runtime, register
+from pqd.runtimes.base import Array, Runtime, Step, per_call, register
+from pqd.scheme import Scheme
 
 COMPUTE = {"Convolution", "FullyConnected", "MatMul", "Eltwise"}
 FLOAT = {"f32", "f16", "bf16"}
@@ -44,7 +46,27 @@ class OpenVinoSession:
         infos = [node.get_rt_info() for node in graph.get_ops()]
         return [(str(i["layerType"].value), str(i["runtimePrecision"].value)) for i in infos]
 
-    def _compile(self, shape: Any) -> Any:
+    def profile(self, images: Array, calls: int) -> list[Step]:
+        """See `Runtime`."""
+        compiled = self._compile(images.shape, PERF_COUNT=True)
+        request = compiled.create_infer_request()
+        times: dict[tuple[str, str], list[float]] = defaultdict(list)
+        for _ in range(calls + 1):
+            request.infer([images])
+            for info in request.profiling_info:
+                if info.real_time:  # else it was fused into another, or does nothing
+                    ms = info.real_time.total_seconds() * 1000
+                    times[info.node_name, info.node_type].append(ms)
+        infos = {
+            n.get_friendly_name(): n.get_rt_info() for n in compiled.get_runtime_model().get_ops()
+        }
+        fused = {name: str(info["originalLayersNames"].value) for name, info in infos.items()}
+        return [
+            Step(tuple(fused.get(name, name).split(",")), kind, per_call(ms, calls + 1))
+            for (name, kind), ms in times.items()
+        ]
+
+    def _compile(self, shape: Any, **options: Any) -> Any:
         """Returns the model compiled for inputs of a shape, in which -1 stands for any size."""
         hints = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -52,13 +74,15 @@ class OpenVinoSession:
             "INFERENCE_PRECISION_HINT": "f32",
         }
         self._model.reshape(list(shape))
-        return self._core.compile_model(self._model, "CPU", hints)
+        return self._core.compile_model(self._model, "CPU", hints | options)
 
 
 class OpenVino(Runtime):
     """See https://docs.openvino.ai."""
 
     name, title, package = "openvino", "OpenVINO", "openvino"
+    scheme = Scheme(sums="skip")  # convolution, sum and ReLU are one operation
+    usual = True
 
     def open(self, model: Path, threads: int) -> OpenVinoSession:
         """See `Runtime`."""
@@ -71,6 +95,10 @@ class OpenVino(Runtime):
         """
         nodes = self.open(model, 1).nodes()
         return sum(name in COMPUTE and precision in FLOAT for name, precision in nodes)
+
+    def profile(self, model: Path, threads: int, images: Array, calls: int) -> list[Step]:
+        """See `Runtime`."""
+        return self.open(model, threads).profile(images, calls)
 
 
 register(OpenVino())

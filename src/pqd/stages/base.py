@@ -122,9 +122,11 @@ class Stage:
             The scalar `loss`, its named parts if it has several, and `logits` [B, K].
         """
         logits = model(batch.images)
-        return {"loss": self.task_loss(logits, batch.labels), "logits": logits}
+        return {"loss": self.task_loss(logits, batch), "logits": logits}
 
-    def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Returns the cross-entropy of logits [B, K] and labels [B], in float32."""
+    def task_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Returns the cross-entropy of logits [B, K] and a batch's labels, in float32."""
         smoothing = self.context.config.train.label_smoothing
-        return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        return batch.weighed(
+            lambda labels: F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        )

@@ -78,7 +78,7 @@ class Distill(Stage):
         if settings.cache_logits and config.dataset.augment:
             raise UserError(
                 "distill.cache_logits=true needs images that are the same in every epoch: "
-                "dataset.augment.crop_padding=0, flip=false and cutout=0"
+                "dataset.augment.crop_padding=0, flip=false, cutout=0, mixup=0 and cutmix=0"
             )
 
     @classmethod
@@ -120,8 +120,9 @@ class Distill(Stage):
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Computes (1 - alpha) task loss + alpha distance to the teacher."""
         logits = model(batch.images)
-        task_loss = self.task_loss(logits, batch.labels)
-        kd_loss = self.distance(logits, self._targets(batch), batch.labels)
+        targets = self._targets(batch)
+        task_loss = self.task_loss(logits, batch)
+        kd_loss = batch.weighed(lambda labels: self.distance(logits, targets, labels))
         alpha = self.options.alpha
         loss = (1 - alpha) * task_loss + alpha * kd_loss
         return {"loss": loss, "task_loss": task_loss, "kd_loss": kd_loss, "logits": logits}

@@ -1,34 +1,44 @@
 """INT8 quantization-aware training."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from pqd import data
+from pqd.bits.allocation import WIDTHS, code_max_of
+from pqd.bits.measured import loss_increases
 from pqd.config import Config, StageSettings
 from pqd.constraints import attach
 from pqd.constraints.fake_quant import activation_fake_quants
 from pqd.constraints.lsq import LearnedSteps
+from pqd.constraints.package_size import PackageSize
 from pqd.constraints.quantization import FakeQuantization
+from pqd.errors import UserError
 from pqd.options import option
-from pqd.stages.base import Context, Stage
+from pqd.stages.base import Context, Digest, Stage
 from pqd.stages.registry import STAGES
 
 QUANTIZERS = {"abs_max": FakeQuantization, "lsq": LearnedSteps}
+_TRIED_ON = 512  # images of the validation split that each layer is tried on, at each width
 
 
 @dataclass
 class QuantizeSettings(StageSettings):
-    """INT8 weights per output channel, UINT8 activations per tensor."""
+    """INT8 weights per output channel, activations per tensor as the target wants them."""
 
     epochs: int = option(40, low=1)
     lr: float = option(0.01, above=0)
     # codes of b bits lie in [-(2^(b-1) - 1), 2^(b-1) - 1]; fewer make the package smaller and run
     # in the same INT8 kernels
     weight_bits: int = option(8, low=2, high=8, tag="w")
+    # at most so large a package (model.pqd) at the end of the run, in KiB: each layer gets 2 to
+    # weight_bits bits, so that the validation loss rises least (see `pqd.constraints.package_size`)
+    size_kib: float | None = option(None, above=0, axis="size in KiB", tag="kib")
     # abs_max: scales follow the largest weights and calibrated ranges; lsq: they are trained
     quantizer: str = option("abs_max", choices=tuple(QUANTIZERS))
     calibration_batches: int = option(16, low=1)  # before each epoch until ranges are fixed
@@ -60,6 +70,32 @@ class Quantize(Stage):
         followed = 1 if learned else round(self.options.freeze_observers * context.epochs)
         self.calibrated_epochs = max(1, followed)
         self.batch_norm_epochs = round(self.options.freeze_batch_norm * context.epochs)
+        self.size: PackageSize | None = None
+        if self.options.size_kib is not None:
+            self.size = PackageSize(self.options.size_kib, self.options.weight_bits)
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Sees to it that the targets share a scheme, and that a size leaves bits to choose.
+
+        Raises:
+            UserError: they do not.
+        """
+        config.target.scheme()
+        settings = config.of(cls.name)
+        assert isinstance(settings, QuantizeSettings)
+        if settings.size_kib is not None and settings.weight_bits == WIDTHS[0]:
+            raise UserError(
+                f"quantize.size_kib={settings.size_kib:g} chooses between 2 and "
+                "quantize.weight_bits bits; give it more than weight_bits=2, or leave one out"
+            )
+
+    @classmethod
+    def identity(
+        cls, config: Config, keys: Mapping[str, str], digest: Digest | None
+    ) -> dict[str, Any]:
+        """Counts what the targets want, not which they are."""
+        return super().identity(config, keys, digest) | {"scheme": asdict(config.target.scheme())}
 
     @classmethod
     def notes(cls, config: Config) -> list[str]:
@@ -78,7 +114,10 @@ class Quantize(Stage):
     def attach(self, model: fx.GraphModule) -> None:
         """Inserts fake-quantizers of weights and activations."""
         constraint = QUANTIZERS[self.options.quantizer]
-        attach(model, constraint(2 ** (self.options.weight_bits - 1) - 1))
+        scheme = self.context.config.target.scheme()
+        attach(model, constraint(code_max_of(self.options.weight_bits), scheme))
+        if self.size is not None:
+            attach(model, self.size)
 
     def before_step(self, model: fx.GraphModule, step: int) -> None:
         """At the start of an epoch: calibrates, or freezes batch norm, if it is time to."""
@@ -89,6 +128,8 @@ class Quantize(Stage):
             epoch_batches = self.context.batches.epoch(self.context.seed + epoch)
             drawn = islice(epoch_batches, self.options.calibration_batches)
             calibrate(model, (batch.images for batch in drawn))
+            if self.size is not None and step == 0:
+                self.size.learn(model, loss_increases(model, self._validation_loss))
             model.train()
         if epoch >= self.batch_norm_epochs:
             for module in model.modules():
@@ -106,6 +147,19 @@ class Quantize(Stage):
             drawn = islice(batches, self.options.calibration_batches)
             reestimate_batch_norm(model, (batch.images for batch in drawn))
         return {}
+
+    @torch.no_grad()
+    def _validation_loss(self, model: nn.Module) -> float:
+        """Returns the mean cross-entropy of some images of the validation split."""
+        context = self.context
+        split = context.dataset.validation
+        split = split.take(torch.arange(0, len(split), -(-len(split) // _TRIED_ON)))
+        size = context.config.train.eval_batch_size
+        losses = [
+            F.cross_entropy(model(images).float(), labels, reduction="sum")
+            for images, labels in data.eval_batches(split, context.dataset, size, context.device)
+        ]
+        return float(torch.stack(losses).sum()) / len(split)
 
 
 @torch.no_grad()

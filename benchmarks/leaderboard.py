@@ -1,0 +1,100 @@
+"""Prints the leaderboard of stored studies, and puts it into results/README.md.
+
+    python benchmarks/leaderboard.py            # results/README.md is up to date afterwards
+    python benchmarks/leaderboard.py --check    # fails if it was not
+
+For every network and data set: the points that no other point of the study beats in accuracy and
+package size at once, the most accurate first, and the dense network they come from. Latencies are
+those of the fastest runtime measured on one thread.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from pqd.files import write
+from pqd.report import words
+from pqd.report.cases import axis
+from pqd.report.frontier import Frontier, Point
+from pqd.report.load import load
+from pqd.report.summary import Row, Timing
+from pqd.report.view import Report, view
+from pqd.result import DENSE
+
+RESULTS = Path(__file__).parents[1] / "results"
+MARKS = "<!-- leaderboard -->\n", "<!-- end -->\n"
+HEAD = "| study | network, data | order | seeds | accuracy, % | 95 % interval | size | latency |"
+
+
+def table() -> str:
+    """Returns the table in Markdown."""
+    lines = [HEAD, "|---|---|---|---:|---:|---:|---:|---|"]
+    for study in sorted(path.parent for path in RESULTS.glob("*/points.csv")):
+        report = view(load([study / "runs"]))
+        for index, family in enumerate(report.families):
+            rows = [row for v in report.cases if v.family == index for row in v.rows]
+            lines += _points(study.name, family.label, family.frontiers, rows, report)
+    return "\n".join(lines) + "\n"
+
+
+def _points(
+    study: str, family: str, frontiers: list[Frontier], rows: list[Row], report: Report
+) -> list[str]:
+    size = next(frontier for frontier in frontiers if frontier.condition is None)
+    found = [p for p in size.points if p.order == DENSE or not p.dominated]
+    lines = []
+    for point in sorted(found, key=lambda p: (p.order == DENSE, -p.accuracy.mean)):
+        row = next(r for r in rows if (r.order, r.axes) == (point.order, point.axes))
+        cells = (
+            f"[{study}]({study}/README.md)",
+            family,
+            _order(point),
+            str(point.accuracy.n),
+            words.mean(point.accuracy),
+            words.interval(point.accuracy),
+            words.bytes_(point.cost),
+            _latency(row, report),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _order(point: Point) -> str:
+    return ", ".join([point.order, *(axis(key, value) for key, value in point.axes)])
+
+
+def _latency(row: Row, report: Report) -> str:
+    timings: list[Timing] = [
+        timing
+        for condition in report.conditions
+        if condition.threads == condition.batch_size == 1 and (timing := row.timing(condition))
+    ]
+    if not timings:
+        return words.MISSING
+    best = min(timings, key=lambda timing: timing.p50.mean)
+    where = f"{words.runtime(best.condition.runtime)}, {best.condition.machine}"
+    return f"{words.latency(best)} ms ({where})"
+
+
+def updated(text: str) -> str:
+    """Returns results/README.md with today's table."""
+    between = re.escape(MARKS[0]) + ".*?" + re.escape(MARKS[1])
+    return re.sub(between, lambda _: MARKS[0] + table() + MARKS[1], text, flags=re.DOTALL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    path = RESULTS / "README.md"
+    old = path.read_text()
+    new = updated(old)
+    if check and new != old:
+        sys.exit("results/README.md is not what the stored studies say; run this without --check")
+    write(path, new)
+    print(table(), end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Bits where they pay: what each layer costs and loses at each width, and the best choice."""

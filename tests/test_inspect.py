@@ -1,0 +1,388 @@
+"""`pqd inspect`: layers of pqd's own files, of another tool's, of a run."""
+
+import importlib.util
+import json
+import sys
+from dataclasses import asdict
+from typing import ClassVar
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+from zstandard import ZstdCompressor
+
+from pqd import cli
+from pqd.config import BackboneConfig, DatasetConfig
+from pqd.constraints import attach
+from pqd.constraints.quantization import FakeQuantization
+from pqd.data import eval_batches, load_dataset
+from pqd.errors import UserError
+from pqd.export.onnx_file import write_onnx
+from pqd.inspect import graph, quantization, shares
+from pqd.inspect.look import look
+from pqd.inspect.paths import inspect, layer_table
+from pqd.inspect.words import columns, worst
+from pqd.networks import Blueprint, save_network
+from pqd.package import pack, unpack_bytes, weight_bytes
+from pqd.result import Layer
+from pqd.runtimes import Step, get
+from pqd.stages.quantize import calibrate
+from tiny_onnx import float_network, int8_network, write
+
+RUNTIMES = ["onnxruntime"] + ["openvino"] * bool(importlib.util.find_spec("openvino"))
+
+
+class Images(CalibrationDataReader):
+    """A few random images for ONNX Runtime's own quantizer."""
+
+    def __init__(self):
+        random = np.random.default_rng(0)
+        self.left = [{"input": random.standard_normal((4, 1, 4, 4), np.float32)} for _ in range(3)]
+
+    def get_next(self):
+        return self.left.pop() if self.left else None
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory):
+    """The float network, and the files that ONNX Runtime's quantizer makes of it."""
+    folder = tmp_path_factory.mktemp("foreign")
+    float_network(folder / "float.onnx")
+    for kind in (QuantFormat.QDQ, QuantFormat.QOperator):
+        quantize_static(
+            folder / "float.onnx",
+            folder / f"{kind.name}.onnx",
+            Images(),
+            quant_format=kind,
+            per_channel=kind is QuantFormat.QDQ,
+        )
+    return folder
+
+
+class TestLayers:
+    def test_of_a_quantized_network(self, tmp_path):
+        path = int8_network(tmp_path / "model.onnx")
+        (row, *rest) = look(path, seconds=0).layers
+        assert (row.name, row.kind, row.weight_shape, row.output_shape) == (
+            "codes",
+            "Gemm",
+            [2, 16],
+            [2],
+        )
+        assert (row.macs, row.zeros, row.bits) == (32, 0.0, 8)  # codes are -64 and 64
+        codes = np.repeat(np.array([-64, 64], np.int8), 16).tobytes()
+        assert row.package_bytes == len(ZstdCompressor(9).compress(codes))  # too small to be coded
+        assert row.time["onnxruntime"] + sum(r.time["onnxruntime"] for r in rest) == pytest.approx(
+            1
+        )
+        assert (row.weight_error, row.output_error) == (None, None)
+
+    def test_of_a_float_network(self, tmp_path):
+        path = float_network(tmp_path / "model.onnx")
+        found = [layer for layer in look(path, seconds=0).layers if layer.name]
+        assert [layer.name for layer in found] == ["w1", "w2", "w3"]
+        assert [layer.macs for layer in found] == [16 * 8 * 9, 16 * 8 * 8 * 9, 2 * 128]
+        assert [layer.output_shape for layer in found] == [[8, 4, 4], [8, 4, 4], [2]]
+        assert {layer.bits for layer in found} == {32}
+        assert all(layer.time["onnxruntime"] > 0 for layer in found)
+
+    @pytest.mark.parametrize(
+        ("codes", "bits", "zeros"),
+        [([-128, 0], 8, 0.5), ([-63, 63], 7, 0), ([7, -7], 4, 0), ([1, -1], 2, 0), ([0, 0], 1, 1)],
+    )
+    def test_bits_are_those_that_hold_every_code(self, tmp_path, codes, bits, zeros):
+        stored = np.array([codes], np.int8)
+        layer = graph.Node("x", None, "x", stored, None, np.zeros(1), None, [])
+        assert (layer.bits, layer.zeros) == (bits, zeros)
+
+    def test_a_shifted_code_is_zero(self):
+        stored = np.array([[128, 255, 0]], np.uint8)
+        layer = graph.Node("x", None, "x", stored, np.ones(1) / 4, np.full(1, 128.0), None, [])
+        assert layer.bits == 8
+        assert layer.zeros == pytest.approx(1 / 3)
+        assert layer.weights.tolist() == [[0, 127 / 4, -32]]
+
+    @pytest.mark.parametrize(
+        ("weight", "node", "name"),
+        [
+            ("layer1.0.conv1.codes", "node_conv2d", "layer1.0.conv1"),
+            ("fc.weight_quantized", "/fc/Gemm", "fc"),
+            ("onnx::Conv_38_quantized", "/features/features.0/Conv", "features/features.0"),
+            ("w1", "/features/features.0/Conv_quant", "features/features.0"),
+            ("w1", "", "w1"),
+        ],
+    )
+    def test_names_are_those_of_the_network_exported(self, weight, node, name):
+        made = helper.make_node("Conv", ["x", weight], ["out"], name=node)
+        assert graph._name(weight, made) == name
+
+    def test_weights_that_are_used_twice_are_two_layers(self, tmp_path):
+        nodes = [
+            helper.make_node("Conv", ["input", "w"], ["a"]),
+            helper.make_node("Conv", ["a", "w"], ["b"]),
+            helper.make_node("Flatten", ["b"], ["c"]),
+            helper.make_node("MatMul", ["c", "m"], ["logits"]),
+        ]
+        weights = {"w": np.ones((1, 1, 1, 1), np.float32), "m": np.eye(16, 2, dtype=np.float32)}
+        path = write(tmp_path / "model.onnx", nodes, weights)
+        found = graph.layers(onnx.load(path))
+        assert [layer.name for layer in found] == ["w", "w (b)", "m"]
+
+    @pytest.mark.parametrize("runtime", RUNTIMES)
+    @pytest.mark.parametrize("name", ["float", "QDQ", "QOperator"])
+    def test_a_runtimes_time_is_shared_among_all(self, foreign, name, runtime):
+        found = look(foreign / f"{name}.onnx", runtimes=[runtime], seconds=0)
+        if (name, runtime) == ("QOperator", "openvino"):  # that knows no QGemm
+            assert "openvino: RuntimeError: Exception" in found.left_out[0]
+            return
+        assert found.left_out == []
+        assert sum(layer.time[runtime] for layer in found.layers if runtime in layer.time) == (
+            pytest.approx(1)
+        )
+        assert all(layer.time[runtime] > 0 for layer in found.layers if layer.name)
+
+
+class TestSteps:
+    def test_what_is_fused_belongs_to_its_layer(self, tmp_path):
+        network = onnx.load(float_network(tmp_path / "model.onnx"))
+        owners = shares._owners(network, graph.layers(network))
+        assert owners == {"a": "w1", "b": "w1", "c": "w2", "d": "w2", "e": "w2", "logits": "w3"}
+        steps = [
+            Step(("b",), "Conv", 3.0),  # named after its ReLU
+            Step(("c", "d", "e"), "Convolution", 4.0),
+            Step(("e",), "Add", 2.0),  # on its own
+            Step(("?",), "Reorder", 1.0),
+        ]
+        found, others = shares._by_layer(steps, owners)
+        assert found == pytest.approx({"w1": 0.3, "w2": 0.4})
+        assert others == pytest.approx({"Add": 0.2, "Reorder": 0.1})
+
+    def test_a_runtime_that_does_not_tell(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(type(get("onnxruntime")), "profile", lambda *_: [])
+        found = look(float_network(tmp_path / "model.onnx"), seconds=0).layers
+        assert [layer.time for layer in found] == [{}, {}, {}]
+        assert worst(found, 10**6).startswith("What hurts most: w2 takes 0.")
+
+    def test_a_runtime_that_fails_loses_nothing_else(self, tmp_path, monkeypatch):
+        def fail(*_):
+            raise RuntimeError("no profile")
+
+        monkeypatch.setattr(type(get("onnxruntime")), "profile", fail)
+        found = look(float_network(tmp_path / "model.onnx"))
+        assert found.left_out == ["onnxruntime: RuntimeError: no profile"]
+        assert len(found.layers) == 3
+
+
+class TestErrors:
+    def test_weights_of_another_tools_files(self, foreign):
+        original = onnx.load(foreign / "float.onnx")
+        weights = {w.name: numpy_helper.to_array(w) for w in original.graph.initializer}
+        stored = onnx.load(foreign / "QDQ.onnx").graph.initializer
+        stored = {w.name: numpy_helper.to_array(w) for w in stored}
+        found = look(foreign / "QDQ.onnx", float_=foreign / "float.onnx", seconds=0).layers
+        for layer, name in zip(found[:2], ("w1", "w2"), strict=True):
+            scale = stored[f"{name}_scale"].reshape(-1, 1, 1, 1)
+            dequantized = stored[f"{name}_quantized"] * scale
+            error = np.linalg.norm(dequantized - weights[name]) / np.linalg.norm(weights[name])
+            assert layer.weight_error == pytest.approx(error, rel=1e-5)
+            assert 0.001 < layer.weight_error < 0.01
+
+    def test_weights_of_operators(self, foreign):
+        found = look(foreign / "QOperator.onnx", float_=foreign / "float.onnx", seconds=0).layers
+        errors = {layer.kind: layer.weight_error for layer in found if layer.name}
+        assert list(errors) == ["QLinearConv", "QGemm"]
+        assert all(0.001 < error < 0.02 for error in errors.values())
+
+    def test_outputs(self, foreign):
+        images = [np.random.default_rng(3).standard_normal((1, 1, 4, 4), np.float32)] * 2
+        found = look(
+            foreign / "QDQ.onnx", float_=foreign / "float.onnx", images=images, seconds=0
+        ).layers
+        (last,) = [layer for layer in found if layer.kind == "Gemm"]
+        network = onnx.load(foreign / "QDQ.onnx")
+        network.graph.output[0].name = "logits_QuantizeLinear_Input"  # before they are rounded
+        quantized, exact = (
+            ort.InferenceSession(model.SerializeToString()).run(None, {"input": images[0]})[0]
+            for model in (network, onnx.load(foreign / "float.onnx"))
+        )
+        error = np.linalg.norm(quantized - exact) / np.linalg.norm(exact)
+        assert last.output_error == pytest.approx(error, rel=1e-3)
+        assert 0 < found[0].output_error < last.output_error
+
+    def test_a_network_against_itself(self, foreign):
+        network = onnx.load(foreign / "float.onnx")
+        images = [np.ones((1, 1, 4, 4), np.float32)]
+        errors = quantization.output_errors(network, network, images)
+        assert errors == {"w1": 0, "w2": 0, "w3": 0}
+
+    def test_a_layer_of_another_shape_is_left_out(self, foreign, tmp_path):
+        other = write(
+            tmp_path / "other.onnx",
+            [
+                helper.make_node("Conv", ["input", "w1"], ["a"], pads=[1] * 4),
+                helper.make_node("Flatten", ["a"], ["f"]),
+                helper.make_node("MatMul", ["f", "w3"], ["logits"]),
+            ],
+            {"w1": np.ones((4, 1, 3, 3), np.float32), "w3": np.ones((64, 2), np.float32)},
+        )
+        found = look(foreign / "QDQ.onnx", float_=other, seconds=0).layers
+        assert {layer.weight_error for layer in found} == {None}
+
+
+def test_bytes_of_weights_are_those_that_the_package_holds(tmp_path):
+    random = np.random.default_rng(0)
+    weights = [(30 * random.standard_normal((64, 16, 3, 3))).astype(np.int8) for _ in range(3)]
+    weights[1] *= random.random(weights[1].shape) < 0.1
+    scale, zero = np.float32(0.01), np.int8(0)
+    nodes = [helper.make_node("GlobalAveragePool", ["input"], ["x"])]
+    nodes += [
+        helper.make_node("DequantizeLinear", [f"l{i}.codes", "scale", "zero"], [f"w{i}"])
+        for i in range(3)
+    ]
+    nodes += [helper.make_node("Conv", ["input", f"w{i}"], [f"c{i}"]) for i in range(3)]
+    nodes += [helper.make_node("Sum", ["c0", "c1", "c2"], ["s"])]
+    nodes += [helper.make_node("Flatten", ["s"], ["logits"])]
+    codes = {f"l{i}.codes": weight for i, weight in enumerate(weights)}
+    path = write(tmp_path / "m.onnx", nodes, codes | {"scale": scale, "zero": zero}, 16, 4, 256)
+    found = weight_bytes(path.read_bytes())
+    size = pack(path, tmp_path / "m.pqd")
+    header = (tmp_path / "m.pqd").read_bytes()
+    coded = int.from_bytes(header[24:32], "little")  # bytes of the codes, see `pqd.package.format`
+    assert list(found) == list(codes)
+    assert 0 <= coded - sum(found.values()) <= 8  # what ends the stream
+    assert found["l1.codes"] < found["l0.codes"] / 3
+    rows = look(tmp_path / "m.onnx", runtimes=[], seconds=0)
+    assert [row.package_bytes for row in rows.layers] == list(found.values())
+    assert rows.bytes == size
+    assert unpack_bytes(tmp_path / "m.pqd") == path.read_bytes()
+
+
+class TestWords:
+    LAYERS: ClassVar = [
+        Layer("conv1", "Conv", [8, 3, 3, 3], [8, 4, 4], 100, 0.5, 8, 300, {"onnxruntime": 0.2}),
+        Layer(
+            "fc", "Gemm", [10, 8], [10], 300, 0.25, 4, 100, {"onnxruntime": 0.3}, 0.01, 0.123
+        ),
+        Layer("", "QLinearAdd", time={"onnxruntime": 0.5}),
+    ]  # fmt: skip
+
+    def test_the_table(self):
+        shown = columns(self.LAYERS)
+        assert [column.title for column in shown] == [
+            "layer", "kind", "weights", "output", "MACs, %", "ONNX Runtime time, %", "zeros, %",
+            "bits", "package", "weight error, %", "output error, %",
+        ]  # fmt: skip
+        assert [[column.text(layer) for column in shown] for layer in self.LAYERS] == [
+            ["conv1", "Conv", "8×3×3×3", "8×4×4", "25.0", "20.0", "50.0", "8", "300 B", "–", "–"],
+            ["fc", "Gemm", "10×8", "10", "75.0", "30.0", "25.0", "4", "100 B", "1.00", "12.3"],
+            ["(no weights)", "QLinearAdd", "–", "–", "–", "50.0", "–", "–", "–", "–", "–"],
+        ]
+        assert layer_table("x", self.LAYERS).row_count == 3
+        assert [column.value(self.LAYERS[1]) for column in shown[4:8]] == [75, 30, 25, 4]
+
+    def test_what_hurts_most(self):
+        assert worst(self.LAYERS, 1000) == (
+            "What hurts most: QLinearAdd, in all its places, takes 50.0 % of the time in ONNX "
+            "Runtime; conv1 takes 30.0 % of the package; quantization changes the outputs of fc "
+            "most, by 12.3 %."
+        )
+        assert worst(self.LAYERS[:2]) == (
+            "What hurts most: fc takes 30.0 % of the time in ONNX Runtime for 75.0 % of the MACs; "
+            "quantization changes the outputs of fc most, by 12.3 %."
+        )
+        assert worst([]) == ""
+
+
+class TestCommand:
+    def call(self, monkeypatch, capsys, *arguments):
+        monkeypatch.setattr(sys, "argv", ["pqd", "inspect", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, error = capsys.readouterr()
+        return ended.value.code, out, error
+
+    def test_another_tools_file(self, foreign, monkeypatch, capsys):
+        code, out, error = self.call(
+            monkeypatch, capsys, foreign / "QDQ.onnx", "--float", foreign / "float.onnx"
+        )
+        assert (code, error) == (None, "")
+        *_, last = out.splitlines()
+        assert last.startswith("What hurts most: ")
+        assert "QuantizeLinear" in out
+        assert "weight error, %" in out
+
+    def test_a_package(self, tmp_path, monkeypatch, capsys):
+        pack(int8_network(tmp_path / "model.onnx"), tmp_path / "model.pqd")
+        code, out, _ = self.call(monkeypatch, capsys, tmp_path / "model.pqd")
+        assert code is None
+        assert "2×16" in out
+
+    @pytest.mark.parametrize(
+        ("name", "content", "line"),
+        [
+            ("a.onnx", b"nothing", "a.onnx is no ONNX file, or a damaged one"),
+            ("a.txt", b"", "a.txt is neither a run's folder nor an .onnx or .pqd file"),
+            ("a.pqd", b"nothing", "a.pqd: this is no pqd package"),
+            ("b.onnx", None, "cannot read {folder}/b.onnx: No such file or directory"),
+        ],
+    )
+    def test_files_that_are_none(self, tmp_path, monkeypatch, capsys, name, content, line):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        code, out, error = self.call(monkeypatch, capsys, tmp_path / name)
+        assert (code, out) == (1, "")
+        assert error.strip().endswith(line.format(folder=tmp_path))
+        assert error.count("\n") == 1
+
+    @pytest.fixture
+    def run(self, tmp_path):
+        """The folder of a run that quantizes, with its digits."""
+        blueprint = Blueprint(BackboneConfig("resnet8", "resnet8"), 10, 1, 8)
+        network = blueprint.build()
+        attach(network, FakeQuantization(127))
+        config = DatasetConfig(name="digits", root="")
+        dataset = load_dataset(config)
+        calibrate(
+            network,
+            [images for images, _ in eval_batches(dataset.test, dataset, 64, torch.device("cpu"))],
+        )
+        save_network(network, blueprint, tmp_path)
+        write_onnx(network, tmp_path / "model.onnx", (1, 8, 8), {})
+        pack(tmp_path / "model.onnx", tmp_path / "model.pqd")
+        record = {"config": {"dataset": asdict(config)}, "final": {"dataset": dataset.fingerprint}}
+        (tmp_path / "result.json").write_text(json.dumps(record))
+        return tmp_path
+
+    def test_a_run(self, run):
+        found = inspect(run, ["onnxruntime"])
+        named = [layer for layer in found.layers if layer.name]
+        assert [layer.name for layer in named] == [
+            *("conv1", "layer1.0.conv1", "layer1.0.conv2", "layer2.0.conv1", "layer2.0.conv2"),
+            *("layer2.0.downsample.0", "layer3.0.conv1", "layer3.0.conv2"),
+            *("layer3.0.downsample.0", "fc"),
+        ]
+        assert all(0 < layer.weight_error < 0.01 for layer in named)
+        assert all(layer.weight_error < layer.output_error < 0.5 for layer in named[1:])
+        assert found.bytes == (run / "model.pqd").stat().st_size
+        assert sum(layer.package_bytes for layer in named) < found.bytes
+
+    def test_a_run_whose_images_are_elsewhere(self, run, caplog):
+        (run / "result.json").unlink()
+        named = [layer for layer in inspect(run, ["onnxruntime"]).layers if layer.name]
+        assert all(layer.weight_error > 0 and layer.output_error is None for layer in named)
+        assert "errors of outputs are left out, as its data set is not here" in caplog.text
+
+    def test_a_folder_that_is_none(self, tmp_path):
+        with pytest.raises(UserError, match="not the folder of a completed run"):
+            inspect(tmp_path, ["onnxruntime"])
+
+    def test_a_network_without_layers(self, tmp_path):
+        path = write(
+            tmp_path / "m.onnx", [helper.make_node("Flatten", ["input"], ["logits"])], {}, 1, 4, 16
+        )
+        with pytest.raises(UserError, match="no convolution or matrix product"):
+            look(path)
