@@ -102,6 +102,22 @@ class Runtime(ABC):
         beside = model.with_suffix(f".{self.runs}")
         return beside if beside.is_file() else None
 
+    def write(
+        self, network: Any, model: Path, shape: tuple[int, int, int], metadata: dict[str, Any]
+    ) -> str | None:
+        """Writes the file that it opens, where that is another one than the ONNX file.
+
+        Args:
+            network: with any constraints attached.
+            model: the ONNX file to write it beside, see `file`.
+            shape: of an image, (C, H, W).
+            metadata: as in the ONNX file.
+
+        Returns:
+            What to warn of, in one line.
+        """
+        return None
+
     @abstractmethod
     def open(self, model: Any, threads: int) -> Session:
         """Opens what the runtime runs (see `runs`) on `threads` threads."""

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pqd.notices import silenced
 from pqd.runtimes.base import Array, Runtime, register
+from pqd.scheme import Scheme
 
 # Nodes of XNNPACK that compute nothing in float: they move values, or convert them.
 MOVES = {
@@ -63,6 +64,20 @@ class ExecuTorch(Runtime):
 
     name, title, package = "executorch", "ExecuTorch", "executorch"
     runs: Literal["onnx", "pte", "network"] = "pte"
+    scheme = Scheme(sums="both")  # it adds values that are rounded
+
+    def write(
+        self, network: Any, model: Path, shape: tuple[int, int, int], metadata: dict[str, Any]
+    ) -> str | None:
+        """See `Runtime`. Warns of what XNNPACK does not run."""
+        from pqd.export.executorch_file import write_executorch
+
+        path = model.with_suffix(".pte")
+        write_executorch(network, path, shape, metadata)
+        if not (outside := undelegated(path)):
+            return None
+        names = ", ".join(sorted(set(outside)))
+        return f"{path.name}: {len(outside)} operators run outside XNNPACK, slowly: {names}"
 
     def open(self, model: Path, threads: int) -> ExecuTorchSession:
         """See `Runtime`. Sessions of another number of threads cannot be used any more."""
