@@ -182,10 +182,8 @@ def without_shared_modules(network: fx.GraphModule) -> fx.GraphModule:
 MAKERS: list[Maker] = [fp32, our_models, onnxruntime_static, nncf_ptq, torch_fx, torchao_pt2e]
 
 
-def contestants(
-    backbone: str, folder: Path, makers: list[str], runtimes: list[str]
-) -> dict[str, Contestant]:
-    """Makes what is compared for a backbone, by the named makers and for the named runtimes."""
+def dense(backbone: str) -> tuple[fx.GraphModule, list[Array]]:
+    """Returns a backbone with random weights, and batches of images to calibrate on."""
     torch.manual_seed(0)
     network = backbones.build(BackboneConfig(backbone, backbone), 10, SHAPE[0], SHAPE[1])
     random = np.random.default_rng(0)
@@ -195,7 +193,14 @@ def contestants(
     with torch.no_grad():  # statistics for the batch norms, else activations explode
         for batch in batches * 5:
             network.train()(torch.from_numpy(batch))
-    network.eval()
+    return network.eval(), batches
+
+
+def contestants(
+    backbone: str, folder: Path, makers: list[str], runtimes: list[str]
+) -> dict[str, Contestant]:
+    """Makes what is compared for a backbone, by the named makers and for the named runtimes."""
+    network, batches = dense(backbone)
     made: dict[str, Contestant] = {}
     for maker in (maker for maker in MAKERS if maker.__name__ in makers):
         try:

@@ -125,7 +125,10 @@ def test_bench_refuses_before_it_measures(tmp_path, name, message):
 @pytest.mark.parametrize(
     ("runtime", "message"),
     [
-        (RuntimeConfig(["onnxrt"]), "choose from: onnxruntime, openvino, torch, torch_compiled"),
+        (
+            RuntimeConfig(["onnxrt"]),
+            "choose from: executorch, onnxruntime, openvino, torch, torch_compiled",
+        ),
         (RuntimeConfig(threads=[-1]), "at least 0"),
         (RuntimeConfig(batch_sizes=[0]), "at least 1"),
     ],

@@ -139,7 +139,7 @@ class TestTargets:
                 r"target.names=\[onnxruntime,openvino\]: openvino wants quantizers in other places "
                 "than onnxruntime; a network is trained for one of these",
             ),
-            ([], r"target.names=\[\] is empty; give one of onnxruntime, openvino"),
+            ([], r"target.names=\[\] is empty; give one of executorch, onnxruntime, openvino"),
         ],
     )
     def test_others_are_refused(self, names, line):

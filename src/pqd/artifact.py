@@ -1,5 +1,6 @@
 """The artifact of a run and its figures: what is deployed is what is measured."""
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -30,21 +31,22 @@ VERSION = 8  # raise it when a code change alters a file or a figure
 BATCH_SIZE = 250
 MODEL, PACKAGE = "model.onnx", "model.pqd"
 DENSE_MODEL, PRUNED_MODEL = "dense.onnx", "pruned.onnx"
-SHIPPED = (MODEL, PACKAGE, PRUNED_MODEL, WEIGHTS, RECIPE)  # to a run's folder, where they are made
 DOUBTFUL, DIFFERENT = 99.5, 95.0  # agreement, %: below, a run warns or fails
 PREDICTIONS = "predictions.npy"  # the network's own classes of the test images, int64 [N]
 
 _CPU = torch.device("cpu")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A network to export: its folder, the images it is for, and what it is called."""
+    """A network to export: its folder, the images it is for, what it is called and exported for."""
 
     folder: Path
     dataset: Dataset
     backbone: str
     order: str
+    targets: tuple[str, ...] = ()  # runtimes that can be used here, besides those of ONNX files
 
     def identity(self, runtimes: Iterable[str]) -> dict[str, Any]:
         """Returns what, besides the network, files and figures depend on; goes into a hash.
@@ -53,7 +55,8 @@ class Subject:
             runtimes: what is measured in; the versions of others do not count.
         """
         machine = measure.machine()
-        used = {"torch", "onnx", *(get(name).package for name in (REFERENCE, *runtimes))}
+        others = (name for name in self.targets if get(name).runs != "onnx")
+        used = {"torch", "onnx", *(get(n).package for n in (REFERENCE, *runtimes, *others))}
         versions = {name: v for name, v in machine["versions"].items() if name in used}
         return {
             "version": VERSION,
@@ -69,7 +72,10 @@ class Subject:
         return channels, height, width
 
     def write(self, network: fx.GraphModule, path: Path) -> None:
-        """Writes a network as ONNX with all that is needed to classify images with it."""
+        """Writes a network as ONNX with all that is needed to classify images with it.
+
+        Targets that open other files get theirs beside it; what one refuses, the others still get.
+        """
         metadata = {
             "classes": self.dataset.classes,
             "mean": list(self.dataset.mean),
@@ -81,6 +87,14 @@ class Subject:
             "order": self.order,
         }
         write_onnx(network, path, self.shape, metadata)
+        for target in map(get, self.targets):
+            try:
+                if warning := target.write(network, path, self.shape, metadata):
+                    log.warning("%s", warning)
+            except Exception as error:  # of other people's exporters
+                reason = one_line(error, named=True)
+                log.warning("%s is not written for %s: %s", path.stem, target.title, reason)
+                log.debug("%s is not written for %s", path.stem, target.title, exc_info=True)
 
     def accuracy(self, predicted: Any) -> float:
         """Returns the top-1 accuracy, in %, of predictions [N] over the whole test split."""
@@ -201,7 +215,7 @@ def figures(subject: Subject, dense: Path, made: Path, runtime: RuntimeConfig) -
     accuracies, agreements, failed = {}, {}, {}
     own = np.load(made / PREDICTIONS)
     for name in available(runtime.names):
-        if get(name).runs == "onnx":
+        if get(name).file(made / MODEL):
             try:
                 predicted = subject.predictions(made / MODEL, name)
             except Exception as error:  # of other people's code; what is made is made
@@ -271,6 +285,20 @@ def doubts(final: Final, images: int, bits: Allocation | None = None) -> list[st
     if bits and (size := final.sizes["package"]) > bits.limit_bytes:
         doubtful.append(f"{PACKAGE} has {size:,} bytes, {bits.limit_bytes:,} are its limit")
     return doubtful
+
+
+def shipped(dense: Path, made: Path, targets: Iterable[str]) -> list[Path]:
+    """Returns the files that go to a run's folder.
+
+    Args:
+        dense: a folder filled by `make_dense`.
+        made: a folder filled by `make`.
+        targets: as in `Subject`.
+    """
+    models = [dense / DENSE_MODEL, made / MODEL, made / PRUNED_MODEL]
+    beside = [file for name in targets for model in models if (file := get(name).file(model))]
+    others = [made / name for name in (PACKAGE, WEIGHTS, RECIPE)]
+    return [path for path in dict.fromkeys((*models, *beside, *others)) if path.exists()]
 
 
 def _copy_network(subject: Subject, folder: Path) -> None:

@@ -76,9 +76,11 @@ def wanted(config: Config) -> list[str]:
     if not config.cache.enabled:
         return []
     trained = list(stage_keys(config, None).values())
-    artifact = key_of({"network": trained[-1], "order": config.order.name})
+    targets = sorted(config.target.names)
+    dense = key_of({"dense": trained[0], "targets": targets})
+    artifact = key_of({"network": trained[-1], "order": config.order.name, "targets": targets})
     figures = key_of({"artifact": artifact} | figures_of(config))
-    names = [*trained, key_of({"dense": trained[0]}), artifact, figures]
+    names = [*trained, dense, artifact, figures]
     return [f"{config.cache.dir}/{name}" for name in names]
 
 

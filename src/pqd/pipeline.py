@@ -22,6 +22,7 @@ from pqd.measure import provenance
 from pqd.progress import place, show
 from pqd.report.words import runtime
 from pqd.result import Final, Provenance, Result, StageResult
+from pqd.runtimes import available, get
 from pqd.stages import NO_STAGES, STAGES, Stage, spelled
 from pqd.tables import ending, stage_table
 from pqd.trainer import Trainer
@@ -144,7 +145,9 @@ class _Run:
         config, baseline, dataset = self.config, self.keys[BASELINE], self.trainer.dataset
         images = f"{len(dataset.test):,} images"
         runtimes = ", ".join(runtime(name) for name in config.runtime.names)
-        dense = Subject(self.cache.folder / baseline, dataset, config.backbone.name, NO_STAGES)
+        targets = tuple(available(config.target.names))
+        folder, backbone = self.cache.folder / baseline, config.backbone.name
+        dense = Subject(folder, dataset, backbone, NO_STAGES, targets)
         dense_entry = self._entry(
             "dense",
             key_of({"dense": baseline} | dense.identity(())),
@@ -177,11 +180,13 @@ class _Run:
             measured = error.figures
         found = _figures(dense_entry) | _figures(made) | measured
         self.found.final = final = result.decode(Final, found, str(made.folder))
-        for path in (dense_entry.folder / artifact.DENSE_MODEL, *made.files):
-            if path.name in (artifact.DENSE_MODEL, *artifact.SHIPPED):
-                shutil.copyfile(path, self.folder / path.name)
-                facts = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-                self.found.files[path.name] = facts
+        for path in artifact.shipped(dense_entry.folder, made.folder, targets):
+            shutil.copyfile(path, self.folder / path.name)
+            facts = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+            self.found.files[path.name] = facts
+        for name in targets:
+            if not get(name).file(made.folder / artifact.MODEL):
+                self._warn(f"no file for {get(name).title}: its exporter refused the network")
         for warning in artifact.doubts(final, len(dataset.test), self.found.bits):
             self._warn(warning)
 

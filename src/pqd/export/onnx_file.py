@@ -1,12 +1,8 @@
 """Writing a network as an ONNX file."""
 
-import contextlib
-import io
 import json
-import logging
 import os
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +11,7 @@ from torch import fx
 
 from pqd.constraints.integers.ops import onnx_translations
 from pqd.export.deploy import deployed
+from pqd.notices import silenced
 
 OPSET = 18
 
@@ -38,7 +35,7 @@ def write_onnx(
     network = deployed(model)
     # Two images: a batch of one would be specialized to a constant.
     example = torch.zeros(2, *input_shape)
-    with _quiet():
+    with silenced("torch.onnx", "onnxscript", "onnx_ir"):
         program = torch.onnx.export(
             network,
             (example,),
@@ -146,19 +143,3 @@ def _keep_pads(graph: Any) -> None:
             if smallest.name not in constants:
                 graph.initializer.append(smallest)
                 constants[smallest.name] = smallest
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the exporter's notices, none of which a user of pqd can act on."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.ERROR)
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

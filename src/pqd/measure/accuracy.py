@@ -17,15 +17,16 @@ def predictions(
     """Runs an ONNX file over batches of images.
 
     Args:
-        model: the ONNX file.
+        model: the ONNX file, with those of other runtimes beside it.
         images: batches of normalised float32 images [B, C, H, W], tensors or arrays.
-        runtime: the name of one that runs ONNX files.
+        runtime: the name of one that runs files.
         threads: number of threads; 0 is all cores.
 
     Returns:
         The class of each image, int64 [N].
     """
-    session = usable(runtime).open(model, threads or len(cores()))
+    where = usable(runtime)
+    session = where.open(where.file(model), threads or len(cores()))
     batches = (np.ascontiguousarray(batch, dtype=np.float32) for batch in images)
     return np.concatenate([session(batch).argmax(axis=1) for batch in batches])
 

@@ -189,7 +189,7 @@ def _accuracies(run: Path, runtime: RuntimeConfig) -> dict[str, float]:
         return {}
     found = {}
     for name in available(runtime.names):
-        if get(name).runs == "onnx":
+        if get(name).file(run / "model.onnx"):
             batches = data.eval_batches(dataset.test, dataset, BATCH_SIZE, torch.device("cpu"))
             try:
                 predicted = predictions(run / "model.onnx", (images for images, _ in batches), name)

@@ -55,7 +55,8 @@ def latency(
     the log.
 
     Args:
-        models: ONNX files by name; speed-ups are against the one named `dense`.
+        models: ONNX files by name, with the files of other runtimes beside them; speed-ups are
+            against the one named `dense`.
         runtime: what to measure in, and the protocol's numbers.
         input_shape: C, H, W.
         modules: the networks (`nn.Module`) by name, for the runtimes that run these. One named
@@ -73,10 +74,12 @@ def latency(
     found = Latencies()
     for name in dict.fromkeys(runtime.names):
         where = get(name)
-        given: Mapping[str, Any] = networks if where.runs == "network" else models
+        files = {m: file for m, path in models.items() if (file := where.file(path))}
+        given: Mapping[str, Any] = networks if where.runs == "network" else files
         reason = where.unavailable()
         if not (reason or given):
-            reason = f"runtime {name} needs the networks themselves, not ONNX files"
+            needs = "the networks themselves" if where.runs == "network" else f".{where.runs} files"
+            reason = f"runtime {name} needs {needs}, not ONNX files"
         if reason:
             found.left_out[name] = reason
             log.warning("%s; left out", reason)

@@ -64,7 +64,7 @@ class Runtime(ABC):
         name: as in `runtime.names` and in results.
         title: its proper name, for tables.
         package: what pip installs and Python imports.
-        runs: what it opens: the ONNX file, or the network itself (an `nn.Module`).
+        runs: what it opens: an ONNX file, a .pte file, or the network itself (an `nn.Module`).
         scheme: how it wants networks quantized, as a `target`; None where it runs none in INT8.
         usual: whether it is measured where nothing is said.
         reopens: whether every block of a measurement opens a session of its own; not where
@@ -74,7 +74,7 @@ class Runtime(ABC):
     name: str
     title: str
     package: str
-    runs: Literal["onnx", "network"] = "onnx"
+    runs: Literal["onnx", "pte", "network"] = "onnx"
     scheme: Scheme | None = None
     usual: bool = False
     reopens: bool = True
@@ -91,6 +91,32 @@ class Runtime(ABC):
             return metadata.version(self.package)
         except metadata.PackageNotFoundError:  # installed under another name: onnxruntime-gpu
             return str(import_module(self.package).__version__)
+
+    def file(self, model: Path) -> Path | None:
+        """Returns the file that it opens for the model of an ONNX file: that one, or one beside it.
+
+        None where there is none.
+        """
+        if self.runs == "onnx":
+            return model
+        beside = model.with_suffix(f".{self.runs}")
+        return beside if beside.is_file() else None
+
+    def write(
+        self, network: Any, model: Path, shape: tuple[int, int, int], metadata: dict[str, Any]
+    ) -> str | None:
+        """Writes the file that it opens, where that is another one than the ONNX file.
+
+        Args:
+            network: with any constraints attached.
+            model: the ONNX file to write it beside, see `file`.
+            shape: of an image, (C, H, W).
+            metadata: as in the ONNX file.
+
+        Returns:
+            What to warn of, in one line.
+        """
+        return None
 
     @abstractmethod
     def open(self, model: Any, threads: int) -> Session:
