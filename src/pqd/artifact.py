@@ -25,7 +25,7 @@ from pqd.inspect.shares import SECONDS
 from pqd.networks import RECIPE, WEIGHTS, load_network
 from pqd.package import pack
 from pqd.result import DENSE, FP32, INT8, PRUNED, Allocation, Final, Layer, now
-from pqd.runtimes import REFERENCE, available, get
+from pqd.runtimes import REFERENCE, get
 
 VERSION = 8  # raise it when a code change alters a file or a figure
 BATCH_SIZE = 250
@@ -196,7 +196,7 @@ def figures(subject: Subject, dense: Path, made: Path, runtime: RuntimeConfig) -
         subject: as given to `make`.
         dense: a folder filled by `make_dense`.
         made: a folder filled by `make`.
-        runtime: what to measure in.
+        runtime: what to measure in; all of it can be used here.
 
     Returns:
         Accuracies, agreements and latencies, as in `pqd.result.Final`; `measured` says on which
@@ -214,7 +214,7 @@ def figures(subject: Subject, dense: Path, made: Path, runtime: RuntimeConfig) -
         networks[PRUNED] = load_network(made, quantized=False)
     accuracies, agreements, failed = {}, {}, {}
     own = np.load(made / PREDICTIONS)
-    for name in available(runtime.names):
+    for name in runtime.names:
         if get(name).file(made / MODEL):
             try:
                 predicted = subject.predictions(made / MODEL, name)
@@ -242,7 +242,7 @@ def figures(subject: Subject, dense: Path, made: Path, runtime: RuntimeConfig) -
 
 
 def _layers(subject: Subject, made: Path, runtime: RuntimeConfig) -> list[Layer]:
-    names = [name for name in available(runtime.names) if get(name).runs == "onnx"]
+    names = [name for name in runtime.names if get(name).runs == "onnx"]
     with tempfile.TemporaryDirectory() as folder:
         quantized = measure.is_quantized(made / MODEL)
         float_ = in_float(made, Path(folder, PRUNED_MODEL)) if quantized else None
