@@ -106,6 +106,10 @@ def test_the_budget_scales_all_epochs():
         ("train.precision=fp16", "choose from: auto, bf16, fp32"),
         ("runtime.names=[tensorrt]", "runtime.names=tensorrt is unknown"),
         ("dataset.validation=0", "dataset.validation=0.0 is outside (0, 1)"),
+        ("dataset.resize=squeeze", "dataset.resize=squeeze is unknown"),
+        ("dataset.mean=[123.7]", "dataset.mean=123.7 is outside [0, 1]"),
+        ("dataset.std=[0]", "dataset.std=0.0 is outside (0, 1]"),
+        ("dataset.std=wide", "dataset.std"),
         ("distill.cache_logits=true", "needs images that are the same in every epoch"),
     ],
 )

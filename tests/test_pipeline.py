@@ -278,6 +278,17 @@ class TestArtifact:
         if not order:
             assert final["accuracy"] == final["dense_accuracy"]
 
+    def test_model_onnx_says_how_its_images_are_made(self, tmp_path, cache):
+        given = {"resize": "pad", "mean": [0.25], "std": [0.5]}
+        dataset = DatasetConfig("digits", "", train_limit=128, **given)
+        record = run(tmp_path, "", dataset=dataset, cache=CacheConfig(True, str(cache)))
+        proto = onnx.load(tmp_path / "run" / "model.onnx")
+        found = {p.key: json.loads(p.value) for p in proto.metadata_props}
+        assert {key: found[f"pqd.{key}"] for key in given} == given
+        final = record["final"]
+        assert abs(final["balanced_accuracy"] - final["accuracy"]) < 5  # digits are nearly even
+        assert final["dense_balanced_accuracy"] == final["balanced_accuracy"]
+
     def test_only_the_versions_of_runtimes_in_use_count(self, tmp_path, monkeypatch):
         subject = artifact.Subject(tmp_path, SimpleNamespace(fingerprint="digits"), "tiny", "q")
         before = [subject.identity(()), subject.identity(("onnxruntime", "openvino"))]

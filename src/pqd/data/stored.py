@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+READ = 2**24  # bytes of the file that are mapped into memory at a time
+
 
 class StoredImages:
     """Images in a memory-mapped file; in memory is no more than what was last asked for.
@@ -63,10 +65,12 @@ class StoredImages:
         """Reads the images at `index`, int64 [B] or a slice: uint8 [B, H, W, C]."""
         rows = self.rows[index]
         found = torch.empty((len(rows), *self.shape[1:]), dtype=torch.uint8)
-        # Any mode but the usual one writes to `out` directly.
-        np.take(self._pixels, rows.numpy(), axis=0, out=found.numpy(), mode="clip")
-        if hasattr(mmap, "MADV_DONTNEED"):  # else they would count as this process's until its end
-            self._mapping.madvise(mmap.MADV_DONTNEED)
+        step = max(1, READ // self.shape[1:].numel())
+        for part, out in zip(rows.split(step), found.split(step), strict=True):
+            # Any mode but the usual one writes to `out` directly.
+            np.take(self._pixels, part.numpy(), axis=0, out=out.numpy(), mode="clip")
+            if hasattr(mmap, "MADV_DONTNEED"):  # else pages would count as this process's memory
+                self._mapping.madvise(mmap.MADV_DONTNEED)
         return found
 
 
