@@ -18,7 +18,7 @@ from pqd.sweep import mistake
 CONF = Path(__file__).parents[1] / "conf"
 OPTIONS = [
     (group.relative_to(CONF).as_posix(), path.stem)
-    for group in sorted(p for p in CONF.rglob("*") if p.is_dir())
+    for group in sorted(p for p in CONF.rglob("*") if p.is_dir() and p.name != "wandb")
     for path in sorted(group.glob("*.yaml"))
 ]
 SIX = {"pqd", "pdq", "qpd", "qdp", "dpq", "dqp"}
@@ -140,6 +140,8 @@ def test_a_mistake_is_one_line(override, line):
         ),
         ("quantize.reduce_range=true", "quantize.reduce_range is now quantize.weight_bits, e.g. "),
         ("model=resnet18", "model is now backbone"),
+        ("tags=[a]", "tags is now logger.tags"),
+        ("+stop_below.prun=80", "stop_below=prun is unknown (did you mean prune?); choose from: "),
         ("model.name=resnet18", "model.name is now backbone.name"),
     ],
 )

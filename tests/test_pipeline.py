@@ -108,6 +108,30 @@ def networks(tmp_path, record):
 
 
 @pytest.mark.usefixtures("unmeasured")
+class TestStopping:
+    def test_a_run_stops_after_the_first_stage_that_is_not_good_enough(self, tmp_path):
+        below = {"baseline": 0.0, "prune": 101.0, "distill": 101.0}
+        record = run(tmp_path, "qpd", stop_below=below)
+        assert [stage["stage"] for stage in record["stages"]] == ["baseline", "quantize", "prune"]
+        assert (record["status"], record["final"]) == ("stopped", None)
+        accuracy = record["stages"][-1]["validation_accuracy"]
+        assert record["reason"] == (
+            f"after prune the validation accuracy is {accuracy:.2f} %, below stop_below.prune=101"
+        )
+        # Its stages are kept.
+        whole = run(tmp_path, "qpd", name="whole")
+        cached = [stage["stage"] for stage in whole["stages"] if stage["cached"]]
+        assert cached == ["baseline", "quantize", "prune"]
+
+    def test_a_dry_run_trains_nothing_and_says_what_is_there(self, tmp_path, monkeypatch):
+        run(tmp_path, "p", name="before")
+        monkeypatch.setattr(trainer.Trainer, "train", None)
+        record = run(tmp_path, "pq", dry_run=True)
+        assert (record["status"], record["stages"]) == ("stopped", [])
+        assert record["reason"] == "dry run: nothing is trained; in the cache: baseline, prune"
+
+
+@pytest.mark.usefixtures("unmeasured")
 class TestOrders:
     @pytest.mark.parametrize("order", [*SIX, *PARTIAL], ids=lambda order: order or "none")
     def test_constraints_hold_from_their_stage_on(self, tmp_path, order):

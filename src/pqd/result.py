@@ -14,7 +14,7 @@ from pqd import files
 from pqd.config import Config
 from pqd.errors import UserError, one_line
 from pqd.identity import run_hash, run_name
-from pqd.stages import spelled
+from pqd.stages import spell, spelled
 
 SCHEMA = 2
 FILE = "result.json"
@@ -22,7 +22,8 @@ DENSE, PRUNED, INT8, FP32 = "dense", "pruned", "int8", "fp32"  # the models that
 UNEVEN = 0.1  # points of accuracy, from which balancing the classes is worth telling
 DEPLOYED = (INT8, FP32)  # the last model of an order: INT8, or FP32 where nothing quantizes
 
-Status = Literal["running", "completed", "failed", "interrupted"]
+# stopped: by `stop_below`, or a dry run
+Status = Literal["running", "completed", "stopped", "failed", "interrupted"]
 R = TypeVar("R")
 
 
@@ -336,5 +337,7 @@ def _of_schema_1(data: dict[str, Any]) -> dict[str, Any]:
         for key in ("epochs", "lr"):
             for stage, value in (data["config"]["train"].get(key) or {}).items():
                 config[stage] = (config.get(stage) or {}) | {key: value}
-        data = data | {"config": config, "order": (config.get("order") or {}).get("stages", [])}
+        stages = (config.get("order") or {}).get("stages", [])
+        config["order"] = {"name": spell(stages)}
+        data = data | {"config": config, "order": stages}
     return data | {"schema": SCHEMA}

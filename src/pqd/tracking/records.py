@@ -10,6 +10,7 @@ from pqd import options
 from pqd.report.words import runtime
 from pqd.result import DENSE, Allocation, Final, Result
 from pqd.stages import STAGES, spell
+from pqd.tracking.media import record_layers
 
 if TYPE_CHECKING:
     import wandb
@@ -66,6 +67,10 @@ def record_result(run: "wandb.Run", result: Result, logged: Callable[[str, float
             **(_bit_figures(result.bits) if result.bits else {}),
         }
     )
+    if result.status == "completed":  # of the last stage: what sweeps and searches go by
+        run.summary.update({"final/validation_accuracy": result.stages[-1].validation_accuracy})
+    if result.final and result.final.layers:
+        record_layers(run, result.final.layers)
 
 
 def _named(stage: str, metrics: dict[str, float], before: int) -> dict[str, float]:
