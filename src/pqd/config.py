@@ -97,6 +97,14 @@ class RuntimeConfig:
 
 
 @dataclass
+class ExportConfig:
+    """The form of the ONNX files."""
+
+    # They take pixels, uint8 [B, H, W, C], and normalise them; else float32 [B, C, H, W].
+    uint8_input: bool = False
+
+
+@dataclass
 class LoggerConfig:
     """Where metrics go besides the run's folder."""
 
@@ -127,6 +135,7 @@ class Config:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    export: ExportConfig = option(ExportConfig, decides=Decides.FIGURES)
     runtime: RuntimeConfig = option(RuntimeConfig, decides=Decides.FIGURES)
     logger: LoggerConfig = option(LoggerConfig, decides=Decides.NOTHING)
     cache: CacheConfig = option(CacheConfig, decides=Decides.NOTHING)

@@ -76,9 +76,10 @@ def wanted(config: Config) -> list[str]:
     if not config.cache.enabled:
         return []
     trained = list(stage_keys(config, None).values())
-    artifact = key_of({"network": trained[-1], "order": config.order.name})
+    form = options.selected(config.export)
+    artifact = key_of({"network": trained[-1], "order": config.order.name} | form)
     figures = key_of({"artifact": artifact} | figures_of(config))
-    names = [*trained, key_of({"dense": trained[0]}), artifact, figures]
+    names = [*trained, key_of({"dense": trained[0]} | form), artifact, figures]
     return [f"{config.cache.dir}/{name}" for name in names]
 
 

@@ -144,7 +144,9 @@ class _Run:
         config, baseline, dataset = self.config, self.keys[BASELINE], self.trainer.dataset
         images = f"{len(dataset.test):,} images"
         runtimes = ", ".join(runtime(name) for name in config.runtime.names)
-        dense = Subject(self.cache.folder / baseline, dataset, config.backbone.name, NO_STAGES)
+        dense = Subject(
+            self.cache.folder / baseline, dataset, config.backbone.name, NO_STAGES, config.export
+        )
         dense_entry = self._entry(
             "dense",
             key_of({"dense": baseline} | dense.identity(())),
