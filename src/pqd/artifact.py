@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from pqd import measure, training
+from pqd import measure, options, training
 from pqd.config import ExportConfig, RuntimeConfig
 from pqd.constraints import constraints
 from pqd.constraints.mask import sparsity
@@ -61,7 +61,7 @@ class Subject:
             "version": VERSION,
             "dataset": self.dataset.fingerprint,
             "order": self.order,
-            "export": asdict(self.export),
+            "export": options.selected(self.export),
             "machine": machine | {"versions": versions},
         }
 

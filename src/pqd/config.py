@@ -135,7 +135,7 @@ class Config:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    export: ExportConfig = option(ExportConfig, decides=Decides.FIGURES)
+    export: ExportConfig = option(ExportConfig, decides=Decides.FILES)
     runtime: RuntimeConfig = option(RuntimeConfig, decides=Decides.FIGURES)
     logger: LoggerConfig = option(LoggerConfig, decides=Decides.NOTHING)
     cache: CacheConfig = option(CacheConfig, decides=Decides.NOTHING)
