@@ -8,7 +8,7 @@ from rich.table import Table
 from pqd.measure.timings import Latencies
 from pqd.runtimes import get
 
-COLUMNS = ("threads", "batch", "median ms", "95 % interval", "speed-up", "95 % interval", "")
+COLUMNS = ("threads", "batch", "median ms", "95 % interval", "speed, x dense", "95 % interval", "")
 
 
 def latency_table(title: str, rows: Latencies) -> Table:
