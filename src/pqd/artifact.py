@@ -211,7 +211,8 @@ def figures(subject: Subject, dense: Path, made: Path, runtime: RuntimeConfig) -
                 continue
             accuracies[name] = subject.accuracy(predicted)
             agreements[name] = measure.top1(predicted, own)
-    latency = measure.latency(models, runtime, subject.taken, modules=networks)
+    shape, uint8 = subject.taken
+    latency = measure.latency(models, runtime, shape, networks, uint8=uint8)
     measured = {"started": now(), "int8_peak_gops": latency.int8_peak_gops}
     try:
         layers = _layers(subject, made, runtime)

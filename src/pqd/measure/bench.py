@@ -146,7 +146,8 @@ def _measure(
     conditions = provenance() | {"started": now()}
     path, model = subject.path, list(subject.models.values())[-1]
     modules = _modules(path, runtime) if path.is_dir() else {}
-    rows = latency(subject.models, runtime, input_of(model), modules)
+    shape, uint8 = input_of(model)
+    rows = latency(subject.models, runtime, shape, modules, uint8=uint8)
     if not rows:
         reasons = rows.left_out | {
             name: f"runtime {name} failed: {reason}" for name, reason in rows.failed.items()

@@ -44,8 +44,10 @@ class Latencies(list[dict[str, Any]]):
 def latency(
     models: Mapping[str, Path],
     runtime: RuntimeConfig,
-    taken: Input,
+    input_shape: tuple[int, int, int],
     modules: Mapping[str, Any] | None = None,
+    *,
+    uint8: bool = False,
 ) -> Latencies:
     """Measures every model in every runtime, thread count and batch size.
 
@@ -57,9 +59,10 @@ def latency(
     Args:
         models: ONNX files by name; speed-ups are against the one named `dense`.
         runtime: what to measure in, and the protocol's numbers.
-        taken: the images that the files take.
+        input_shape: C, H, W.
         modules: the networks (`nn.Module`) by name, for the runtimes that run these. One named
             `int8` is passed over: they would run it in float, slower for its fake-quantizers.
+        uint8: whether the files take pixels, see `pqd.measure.graph.Input`.
 
     Returns:
         A row for every measured model and setting. `speedup` and its interval are None without a
@@ -82,7 +85,7 @@ def latency(
             log.warning("%s; left out", reason)
             continue
         try:
-            _add_rows(found, where, given, work, runtime, taken)
+            _add_rows(found, where, given, work, runtime, Input(input_shape, uint8))
         except Exception as error:  # nothing that was computed before is to be lost
             found.failed[name] = one_line(error, named=not isinstance(error, UserError))
             log.warning("runtime %s failed: %s", name, found.failed[name])
