@@ -402,7 +402,10 @@ def two_inputs(model):
         (empty, "{} is no ONNX file, or a damaged one"),
         (truncated, "{} is no ONNX file, or a damaged one"),
         (huge, "{} is larger than 2 GiB, more than an ONNX file can be"),
-        (half_precision, "{} takes images of float16; float (32 bits) is accepted"),
+        (
+            half_precision,
+            "{} takes images of float16; float (32 bits) is accepted, and uint8 [B, H, W, 1 or 3]",
+        ),
         (four_images, "{} takes batches of 4 only; give --batch 4"),
         (two_inputs, "{} does not take images [batch, C, H, W] of a fixed size"),
     ],

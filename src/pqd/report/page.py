@@ -9,6 +9,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from pqd.config import BASELINE
+from pqd.inspect.words import columns, worst
 from pqd.report import cost, figures, shapes, static, words
 from pqd.report.cases import REFERENCE
 from pqd.report.frontier import MARGIN
@@ -77,6 +78,8 @@ def context(report: Report) -> dict[str, Any]:
         "shared": shared,
         "bars": bars,
         "facts": facts(report),
+        "columns": columns,
+        "worst": worst,
         "warnings": words.warnings(run.result for run in report.runs),
         "among": next((v.among for v in report.cases if v.among), ""),
         "DENSE": DENSE,

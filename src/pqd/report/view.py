@@ -82,6 +82,12 @@ class CaseView:
             notes.append(f"{words.SLOWER} {what}.")
         return notes
 
+    @property
+    def looked_at(self) -> list[Run]:
+        """The first run of each order whose layers are known."""
+        firsts = (self.case.of(order)[0] for order in self.case.orders())
+        return [run for run in firsts if run.final.layers]
+
     def row(self, order: str) -> Row | None:
         """The row of an order, if it was run."""
         return next((row for row in self.rows if row.order == order), None)
