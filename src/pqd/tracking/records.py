@@ -96,12 +96,9 @@ def final_figures(final: Final) -> dict[str, float | str]:
         place = f"{row.runtime}_threads{row.threads}_batch{row.batch_size}"
         figures[f"latency_ms_p50/{row.model}_{place}"] = row.p50_ms
     if deployed := final.deployed:
-        place = deployed.runtime, deployed.setting
-        dense = [
-            row.p50_ms
-            for row in final.latency
-            if row.model == DENSE and (row.runtime, row.setting) == place
-        ]
+        where = deployed.runtime, deployed.setting
+        rows = [row for row in final.latency if (row.runtime, row.setting) == where]
+        dense = [row.p50_ms for row in rows if row.model == DENSE]
         figures["dense_latency_ms_p50"] = next(iter(dense), None)
         figures["runtime"] = runtime(deployed.runtime)
         figures |= {f"latency_ms_{q}": getattr(deployed, f"{q}_ms") for q in ("p50", "p90", "p99")}
