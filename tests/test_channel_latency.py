@@ -61,7 +61,7 @@ def machine(monkeypatch):
     """A machine that takes `OVERHEAD` and `PER_MAC`, and counts what it measures."""
     asked = []
 
-    def write(network, narrowed, path, image):
+    def write(network, narrowed, path, image, scheme):
         smaller = copy.deepcopy(network)
         if narrowed is not None:
             narrowed.attach(smaller)

@@ -20,6 +20,7 @@ OTHER = {
     "train.precision": "fp32",
     "train.compile": "true",
     "runtime.names": ["openvino"],
+    "target.names": ["openvino"],
     "logger.name": "wandb",
     "logger.mode": "offline",
     "cache.enabled": False,

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from pqd.data import Batch, eval_batches
 from pqd.export.deploy import deployed
 from pqd.export.onnx_file import write_onnx
 from pqd.networks import Blueprint, load_network, save_network
+from pqd.scheme import Scheme
 from pqd.stages import STAGES
 from pqd.stages.quantize import calibrate, reestimate_batch_norm
 from pqd.trainer import Trainer
@@ -417,4 +419,4 @@ def test_the_setting_names_the_quantizer():
     of_stage(weight_bits=3).attach(model)
     (constraint,) = constraints(model)
     assert constraint.name == "lsq"
-    assert constraint.describe(model) == {"code_max": 3}
+    assert constraint.describe(model) == {"code_max": 3, "scheme": asdict(Scheme())}

@@ -4,6 +4,7 @@ import argparse
 import copy
 import itertools
 import json
+from dataclasses import asdict
 
 import pytest
 import timm
@@ -22,6 +23,7 @@ from pqd.constraints.mask import Masks, set_masks, sparsity
 from pqd.constraints.quantization import FakeQuantization
 from pqd.errors import UserError
 from pqd.networks import Blueprint, load_network, save_network
+from pqd.scheme import Scheme
 from pqd.stages import STAGES
 from pqd.stages.quantize import calibrate
 from pqd.trainer import Trainer
@@ -71,7 +73,7 @@ class TestDisk:
         save_network(model, self.blueprint, tmp_path)
         recipe = json.loads((tmp_path / "recipe.json").read_text())
         expected = [
-            {"constraint": "fake_quant", "code_max": 63},
+            {"constraint": "fake_quant", "code_max": 63, "scheme": asdict(Scheme())},
             {"constraint": "mask", "layers": ["fc"]},
         ]
         assert recipe["constraints"] == expected

@@ -26,12 +26,14 @@ from pqd.config import (
     CacheConfig,
     DatasetConfig,
     RuntimeConfig,
+    TargetConfig,
     TrainConfig,
 )
 from pqd.constraints.fake_quant import activation_fake_quants
 from pqd.constraints.mask import masks, sparsity
 from pqd.errors import UserError
 from pqd.networks import load_network
+from pqd.runtimes import REFERENCE, base
 from pqd.stages import STAGES
 
 NAMES = {"p": "prune", "q": "quantize", "d": "distill"}
@@ -60,6 +62,7 @@ def unmeasured(monkeypatch):
     monkeypatch.setattr(artifact, "make", lambda subject, dense, folder: _touch(folder))
     monkeypatch.setattr(artifact, "figures", lambda subject, dense, made, runtime: {})
     monkeypatch.setattr(pipeline, "stage_table", lambda found: found.name)
+    monkeypatch.setattr(pipeline, "ending", lambda found, folder, told: [])
 
 
 def _touch(folder):
@@ -86,7 +89,7 @@ def config(tmp_path, order, **changes):
         "backbone": BackboneConfig("tiny", "tiny"),
         "dataset": DatasetConfig("digits", "", train_limit=128),
         "train": TrainConfig(batch_size=32),
-        "runtime": RuntimeConfig(threads=[1], min_calls=2, min_seconds=0.0, blocks=2),
+        "runtime": RuntimeConfig([REFERENCE], [1], min_calls=2, min_seconds=0.0, blocks=2),
         "cache": CacheConfig(True, str(tmp_path / "cache")),
     }
     for stage in EPOCHS:
@@ -152,9 +155,10 @@ class TestOrders:
             ({"seed": 1}, ["baseline", "prune", "quantize"]),
             (of("prune", sparsity=0.5), ["prune", "quantize"]),
             (of("quantize", weight_bits=8), ["quantize"]),
+            ({"target": TargetConfig(["openvino"])}, ["quantize"]),
             ({"runtime": RuntimeConfig()}, []),
         ],
-        ids=["seed", "prune", "quantize", "runtime"],
+        ids=["seed", "prune", "quantize", "target", "runtime"],
     )
     def test_a_changed_setting_retrains_what_depends_on_it(self, tmp_path, changes, retrained):
         run(tmp_path, "pq")
@@ -394,10 +398,12 @@ class TestTold:
             "figures   testing and timing in ONNX Runtime, 0 s or more per model, number of "
             "threads and batch size",
         ]
-        assert lines[-2].startswith("folder: run (dense.onnx ")
+        assert lines[-3].startswith("folder: run (dense.onnx ")
         size = record["final"]["sizes"]["package"] / 1024
-        assert f", model.pqd {size:.2f} KiB" in lines[-2]
-        assert lines[-1] == "next: pqd predict run/model.onnx IMAGE; pqd bench run; pqd report run"
+        assert f", model.pqd {size:.2f} KiB" in lines[-3]
+        assert lines[-2] == "next: pqd predict run/model.onnx IMAGE; pqd bench run; pqd report run"
+        assert lines[-1].startswith("model.onnx: ")
+        assert "; 1 thread, batch 1: ONNX Runtime " in lines[-1]
         run(tmp_path, "q", "again")  # all of it is in the cache
         assert "exporting" not in " ".join(self.lines(capsys))
 
@@ -406,6 +412,23 @@ class TestTold:
         save_file(Tiny().state_dict(), path)
         run(tmp_path, "", **of("baseline", checkpoint=str(path)))
         assert self.lines(capsys)[0] == "tiny_digits_none_seed0: nothing to train"
+
+
+def test_without_one_of_the_runtimes_a_line_says_so_and_all_else_is_measured(
+    tmp_path, monkeypatch, caplog
+):
+    find = base.util.find_spec
+    monkeypatch.setattr(
+        base.util, "find_spec", lambda name: None if name == "openvino" else find(name)
+    )
+    both = RuntimeConfig(threads=[1], min_calls=2, min_seconds=0.0, blocks=2)
+    assert both.names == ["onnxruntime", "openvino"]
+    record = run(tmp_path, "q", runtime=both, target=TargetConfig(["openvino"]))
+    missing = [line for line in caplog.messages if "openvino" in line]
+    assert missing == ["runtime openvino is not installed (pip install openvino); left out"]
+    assert record["status"] == "completed"
+    assert {row["runtime"] for row in record["final"]["latency"]} == {"onnxruntime"}
+    assert set(record["final"]["agreement_by_runtime"]) == {"onnxruntime"}
 
 
 class TestDoubts:
@@ -423,13 +446,16 @@ class TestDoubts:
 
         monkeypatch.setattr(artifact.Subject, "predictions", predictions)
 
-    def test_a_small_one_is_a_warning(self, tmp_path, monkeypatch):
+    def test_a_small_one_is_a_warning_in_the_last_line(self, tmp_path, monkeypatch, capsys):
         self.spoil(monkeypatch, 0.03)
         record = run(tmp_path, "q")
         (warning,) = record["warnings"]
         share = f"{record['final']['agreement']:.2f} %"
         expected = f"classifies {share} of the test images as the network does"
         assert warning == f"model.onnx in ONNX Runtime {expected}"
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last.startswith("model.onnx: ")
+        assert last.endswith(f"; warning: {warning}")
         assert record["status"] == "completed"
 
     def test_a_large_one_fails_the_run_and_keeps_all(self, tmp_path, monkeypatch):

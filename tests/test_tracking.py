@@ -327,6 +327,7 @@ def test_figures_have_stable_names():
         "final/latency_ms_p90": 1.1,
         "final/latency_ms_p99": 1.2,
         "final/dense_latency_ms_p50": 4.0,
+        "final/runtime": "ONNX Runtime",
         "final/speedup": 4.0,
         "final/latency_ms_p50_low": 1.0,
         "final/latency_ms_p50_high": 1.0,

@@ -20,7 +20,7 @@ from pqd.export.onnx_file import write_onnx
 from pqd.networks import RECIPE, WEIGHTS, load_network
 from pqd.package import pack
 from pqd.result import DENSE, FP32, INT8, PRUNED, Final, now
-from pqd.runtimes import REFERENCE, available, get
+from pqd.runtimes import REFERENCE, get
 
 VERSION = 6  # raise it when a code change alters a file or a figure
 BATCH_SIZE = 250
@@ -171,7 +171,7 @@ def figures(subject: Subject, dense: Path, made: Path, runtime: RuntimeConfig) -
         subject: as given to `make`.
         dense: a folder filled by `make_dense`.
         made: a folder filled by `make`.
-        runtime: what to measure in.
+        runtime: what to measure in; all of it can be used here.
 
     Returns:
         Accuracies, agreements and latencies, as in `pqd.result.Final`; `measured` says on which
@@ -189,7 +189,7 @@ def figures(subject: Subject, dense: Path, made: Path, runtime: RuntimeConfig) -
         networks[PRUNED] = load_network(made, quantized=False)
     accuracies, agreements, failed = {}, {}, {}
     own = np.load(made / PREDICTIONS)
-    for name in available(runtime.names):
+    for name in runtime.names:
         if get(name).runs == "onnx":
             try:
                 predicted = subject.predictions(made / MODEL, name)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from pqd.config import RuntimeConfig
 from pqd.errors import UserError, one_line
-from pqd.runtimes import REFERENCE
 from pqd.terminal import tolerant_output
 
 CACHE = Path("cache")  # as in conf/cache/on.yaml
@@ -52,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = commands.add_parser("bench", help="measure existing artifacts on this machine")
     bench.add_argument("paths", type=Path, nargs="+", metavar="RUN_OR_MODEL")
-    bench.add_argument("--runtime", nargs="+", default=[REFERENCE], metavar="NAME")
+    bench.add_argument("--runtime", nargs="+", default=RuntimeConfig().names, metavar="NAME")
     bench.add_argument("--threads", nargs="+", type=int, default=[1, 0], help="0 is all cores")
     bench.add_argument("--batch", nargs="+", type=int, default=[1])
     bench.set_defaults(run=_bench)

@@ -3,13 +3,15 @@
 `conf/` holds named deviations from the defaults here; `pqd.schema` puts both together.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from omegaconf import MISSING
 
+from pqd.errors import UserError
 from pqd.options import Decides, option
-from pqd.runtimes import REFERENCE, RUNTIMES
+from pqd.runtimes import REFERENCE, RUNTIMES, get
+from pqd.scheme import Scheme
 
 BASELINE = "baseline"
 
@@ -82,11 +84,43 @@ class TrainConfig:
     compile: str = option("auto", choices=("auto", "true", "false"), decides=Decides.REPEAT)
 
 
+def targets() -> list[str]:
+    """Returns the runtimes that networks can be quantized for."""
+    return [name for name, runtime in RUNTIMES.items() if runtime.scheme]
+
+
+@dataclass
+class TargetConfig:
+    """The engines that a network is quantized for."""
+
+    names: list[str] = option([REFERENCE], choices=targets)
+    symmetric: bool = False  # activations INT8 with zero point 0, where an engine needs it
+
+    def scheme(self) -> Scheme:
+        """Returns how all of them want it quantized.
+
+        Raises:
+            UserError: they want it differently, or there are none.
+        """
+        schemes = {get(name).scheme or Scheme(): name for name in self.names}
+        if not schemes:
+            raise UserError(f"target.names=[] is empty; give one of {', '.join(targets())}")
+        scheme, *others = schemes
+        if others:
+            raise UserError(
+                f"target.names=[{','.join(self.names)}]: {schemes[others[0]]} wants quantizers in "
+                f"other places than {schemes[scheme]}; a network is trained for one of these"
+            )
+        return replace(scheme, symmetric=self.symmetric or scheme.symmetric)
+
+
 @dataclass
 class RuntimeConfig:
     """What latency is measured in, and how (see `pqd.measure.protocol`)."""
 
-    names: list[str] = option([REFERENCE], choices=lambda: RUNTIMES)
+    names: list[str] = option(
+        [name for name, runtime in RUNTIMES.items() if runtime.usual], choices=lambda: RUNTIMES
+    )
     threads: list[int] = option([1, 0], low=0)  # 0 is all cores; equal counts are measured once
     batch_sizes: list[int] = option([1], low=1)
     min_calls: int = option(200, low=1, high=1_000_000)  # timed calls per model at least,
@@ -127,6 +161,7 @@ class Config:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    target: TargetConfig = field(default_factory=TargetConfig)
     runtime: RuntimeConfig = option(RuntimeConfig, decides=Decides.FIGURES)
     logger: LoggerConfig = option(LoggerConfig, decides=Decides.NOTHING)
     cache: CacheConfig = option(CacheConfig, decides=Decides.NOTHING)

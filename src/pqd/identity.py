@@ -22,7 +22,7 @@ _IN_EVERY_NAME = {"backbone", "dataset", "order", "seed", "suffix"}
 _IN_EVERY_NAME |= {f"{group}.name" for group in ("backbone", "dataset", "order")}
 _NOT_IN_NAMES = r"[^\w.,+=-]+"  # of values
 _LEFT_OUT = rf"""["'\[\]{{}}]|^{_NOT_IN_NAMES}"""
-_BY_STAGE = ("order.", "budget")  # which stages there are, and their epochs: counted there
+_BY_STAGE = ("order.", "budget", "target.")  # counted by the stages that they change
 
 
 def content(key: str, path: Path) -> str:

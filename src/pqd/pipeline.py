@@ -22,6 +22,7 @@ from pqd.measure import provenance
 from pqd.progress import place, show
 from pqd.report.words import runtime
 from pqd.result import Final, Provenance, Result, StageResult
+from pqd.runtimes import available
 from pqd.stages import NO_STAGES, STAGES, Stage, spelled
 from pqd.tables import ending, stage_table
 from pqd.trainer import Trainer
@@ -143,7 +144,8 @@ class _Run:
         """
         config, baseline, dataset = self.config, self.keys[BASELINE], self.trainer.dataset
         images = f"{len(dataset.test):,} images"
-        runtimes = ", ".join(runtime(name) for name in config.runtime.names)
+        where = replace(config.runtime, names=available(config.runtime.names))
+        runtimes = ", ".join(map(runtime, where.names))
         dense = Subject(self.cache.folder / baseline, dataset, config.backbone.name, NO_STAGES)
         dense_entry = self._entry(
             "dense",
@@ -159,16 +161,14 @@ class _Run:
             lambda folder: artifact.make(subject, dense_entry.folder, folder),
             f"exporting {artifact.MODEL}, packing it and testing it on {images}",
         )
-        identity = subject.identity(config.runtime.names)
+        identity = subject.identity(where.names)
         try:
             measured = _figures(
                 self._entry(
                     "figures",
                     key_of({"artifact": made.key} | identity | figures_of(config)),
-                    lambda _: artifact.figures(
-                        subject, dense_entry.folder, made.folder, config.runtime
-                    ),
-                    f"testing and timing in {runtimes}, {config.runtime.min_seconds:g} s or more "
+                    lambda _: artifact.figures(subject, dense_entry.folder, made.folder, where),
+                    f"testing and timing in {runtimes}, {where.min_seconds:g} s or more "
                     "per model, number of threads and batch size",
                 )
             )

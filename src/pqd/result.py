@@ -100,6 +100,11 @@ class Latency(_Checked):
         """Whether this is the model that the run ends with."""
         return self.model in DEPLOYED
 
+    @property
+    def setting(self) -> tuple[int, int]:
+        """Threads and batch size."""
+        return self.threads, self.batch_size
+
 
 @dataclass
 class Final(_Checked):
@@ -121,9 +126,19 @@ class Final(_Checked):
     measured: Provenance | None = None  # where and when, as the cache may hand figures on
 
     @property
+    def fastest(self) -> list[Latency]:
+        """Latencies of the deployed model, one a runtime, the fastest first.
+
+        All with the number of threads and the batch size that were measured first.
+        """
+        rows = [row for row in self.latency if row.deployed]
+        same = [row for row in rows if row.setting == rows[0].setting]
+        return sorted(same, key=lambda row: row.p50_ms)
+
+    @property
     def deployed(self) -> Latency | None:
-        """The first latency measured of the deployed model."""
-        return next((row for row in self.latency if row.deployed), None)
+        """The latency of the deployed model in the runtime that is fastest."""
+        return next(iter(self.fastest), None)
 
     @property
     def model_bytes(self) -> int:

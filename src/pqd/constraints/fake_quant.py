@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 CODE_MAX = 255  # activations are UINT8
+MIDDLE = 128  # the code of zero where they are symmetric: deployed less this, as INT8
 TINY = 1e-12  # the scale of a range that is a single point
 
 
@@ -42,6 +43,8 @@ class WeightFakeQuant(nn.Module):
 class ActivationFakeQuant(nn.Module):
     """UINT8 affine fake-quantizer of one activation tensor, its range always containing 0.
 
+    A symmetric one is deployed as INT8 with zero point 0; its codes here are those plus `MIDDLE`.
+
     While `observing`, the input passes unchanged and its range is averaged over batches;
     `end_observation` turns the average into scale and zero point. A training step therefore
     never pays for an observer.
@@ -50,16 +53,18 @@ class ActivationFakeQuant(nn.Module):
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, calls: int = 1) -> None:
-        """Starts with the range [0, 1].
+    def __init__(self, calls: int = 1, symmetric: bool = False) -> None:
+        """Starts with the range [0, 1], or [-1, 1] where it is symmetric.
 
         Args:
             calls: at how many places of the network it is called; they share one range.
+            symmetric: whether the zero point is fixed.
         """
         super().__init__()
-        self.calls = calls
-        self.hold(torch.tensor(1 / CODE_MAX))
-        self.register_buffer("zero_point", torch.tensor(0.0))
+        self.calls, self.symmetric = calls, symmetric
+        zero_point = MIDDLE if symmetric else 0
+        self.hold(torch.tensor(1 / (CODE_MAX - zero_point)))
+        self.register_buffer("zero_point", torch.tensor(float(zero_point)))
         self.observing = False
         self._ranges: list[Tensor] = []
 
@@ -96,6 +101,9 @@ class ActivationFakeQuant(nn.Module):
         low, high = batches.mean(0)
         self._ranges = []
         low, high = low.clamp_max(0), high.clamp_min(0)
+        if self.symmetric:
+            self.set_scale((torch.maximum(-low, high) / (CODE_MAX - MIDDLE)).clamp_min(TINY))
+            return
         self.set_scale(((high - low) / CODE_MAX).clamp_min(TINY))
         self.zero_point.copy_(torch.round(-low / self.scale).clamp(0, CODE_MAX))
 

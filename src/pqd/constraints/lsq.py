@@ -129,7 +129,7 @@ class LearnedSteps(FakeQuantization):
             UserError: a layer cannot be deployed as integers.
         """
         kinds = Quantizers(LearnedWeightFakeQuant, LearnedActivationFakeQuant)
-        insert_fake_quants(model, self.code_max, kinds)
+        insert_fake_quants(model, self.code_max, self.scheme, kinds)
 
 
 class _LearnedRound(torch.autograd.Function):

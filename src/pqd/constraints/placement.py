@@ -4,20 +4,22 @@ Convolutions and linear layers compute with integers: they read quantized values
 norm and ReLU that follow them) write one. So do sums and average pools, where one of their inputs
 or readers does. One value has one fake-quantizer, and activations that are joined share one, so
 that what joins, splits, moves or selects them keeps their grid. After ReLU, not before it, so that
-a runtime fuses convolution and ReLU. A quantizer never stands between two float operations: the
-second may not bear what the first cannot give, such as the logarithm of a zero. What constants are
-put beside is quantized with them, not before.
+a runtime fuses convolution and ReLU; none between a convolution and a sum, where the target fuses
+these, too. A quantizer never stands between two float operations: the second may not bear what the
+first cannot give, such as the logarithm of a zero. What constants are put beside is quantized with
+them, not before.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from pqd.constraints.fake_quant import ActivationFakeQuant, WeightFakeQuant
 from pqd.constraints.parametrization import attach, detach_last, find
 from pqd.errors import UserError
 from pqd.graph.view import Graph
+from pqd.scheme import Scheme
 
 PREFIX = "activation_quantizers"
 
@@ -26,7 +28,7 @@ class Quantizers(NamedTuple):
     """What makes the fake-quantizers of a network."""
 
     weight: Callable[[int, Tensor], WeightFakeQuant]  # of the largest code and the weight
-    activation: Callable[[int], ActivationFakeQuant]  # of the places that share it
+    activation: Callable[[int, bool], ActivationFakeQuant]  # of the places that share it; symmetric
 
 
 ABS_MAX = Quantizers(lambda code_max, _: WeightFakeQuant(code_max), ActivationFakeQuant)
@@ -35,16 +37,19 @@ ABS_MAX = Quantizers(lambda code_max, _: WeightFakeQuant(code_max), ActivationFa
 class Placement:
     """Which values of a traced network get fake-quantizers, and who reads them quantized."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, scheme: Scheme) -> None:
         """Finds the operations that compute with integers."""
         self._graph = graph
         self._nodes = list(graph.model.graph.nodes)
         self._integer = {node for node in self._nodes if graph.is_layer(node)}
+        fused = fused_sums(graph) if scheme.sums == "skip" else {}
+        self._integer |= set(fused)
+        self._fused = set(fused.values())
         self._chosen = self._choose()
         while more := {node for node in self._nodes if self._joins_in(node)} - self._integer:
             self._integer |= more
             self._chosen = self._choose()
-        self._written = {graph.end(node) for node in self._integer}
+        self._written = {graph.end(node) for node in self._integer} - self._fused
 
     def groups(self) -> list[list[fx.Node]]:
         """Returns the nodes whose output is quantized; those in one list share a quantizer."""
@@ -78,7 +83,7 @@ class Placement:
             end = graph.end(node)
             if not graph.is_average_pool(node) and not self._is_returned(end):
                 chosen.add(end)
-        return chosen
+        return chosen - self._fused
 
     def _read(self, node: fx.Node) -> list[fx.Node]:
         """Returns the inputs of an integer operation."""
@@ -121,14 +126,38 @@ class Placement:
         )
 
 
+def fused_sums(graph: Graph) -> dict[fx.Node, fx.Node]:
+    """Returns the sums that can be computed in a convolution, and their input that comes from it.
+
+    Of two convolutions it is the one behind more layers: the other one is in the skip branch.
+    """
+    depths: dict[fx.Node, int] = {}
+    made = set[fx.Node]()  # by convolutions, with their batch norms
+    fused: dict[fx.Node, fx.Node] = {}
+    for node in graph.model.graph.nodes:
+        depth = max((depths[read] for read in node.all_input_nodes), default=0)
+        depths[node] = depth + graph.is_layer(node)
+        if graph.is_layer(node) and isinstance(graph.module(node), nn.Conv2d):
+            made.add(graph.folded_batch_norm(node) or node)
+        if graph.is_sum(node):
+            inputs = [v for v in graph.activations(node) if v in made and graph.follower(v) is node]
+            if inputs and len(node.all_input_nodes) > 1:
+                fused[node] = max(inputs, key=depths.__getitem__)
+    return fused
+
+
 def insert_fake_quants(
-    model: fx.GraphModule, code_max: int, quantizers: Quantizers = ABS_MAX
+    model: fx.GraphModule,
+    code_max: int,
+    scheme: Scheme = Scheme(),
+    quantizers: Quantizers = ABS_MAX,
 ) -> None:
     """Attaches fake-quantizers to a traced network, in place.
 
     Args:
         model: a traced network whose convolutions and linear layers may carry masks.
         code_max: the largest weight code, 127 for 8 bits.
+        scheme: of the activations.
         quantizers: what makes them.
 
     Raises:
@@ -142,12 +171,12 @@ def insert_fake_quants(
             raise UserError(f"backbone layer {name} pads with padding_mode={padding}; only zeros")
         layer = graph.modules[name]
         attach(layer, quantizers.weight(code_max, layer.weight))
-    placement = Placement(graph)
+    placement = Placement(graph, scheme)
     groups = [[(node, placement.readers(node)) for node in group] for group in placement.groups()]
     groups = [read for group in groups if (read := [(n, r) for n, r in group if r])]
     for group in groups:
         name = f"{PREFIX}.{group[0][0].name}"
-        model.add_submodule(name, quantizers.activation(len(group)))
+        model.add_submodule(name, quantizers.activation(len(group), scheme.symmetric))
         for node, readers in group:
             with model.graph.inserting_after(node):
                 quantized = model.graph.call_module(name, (node,))

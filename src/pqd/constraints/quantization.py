@@ -1,5 +1,6 @@
-"""The constraint that weights are INT8 (or fewer bits) and activations UINT8."""
+"""The constraint that weights are INT8 (or fewer bits) and activations UINT8 (or INT8)."""
 
+from dataclasses import asdict
 from typing import Any
 
 from torch import fx
@@ -7,18 +8,24 @@ from torch import fx
 from pqd.constraints.base import CONSTRAINTS, Constraint
 from pqd.constraints.integers import to_integers
 from pqd.constraints.placement import insert_fake_quants, remove_fake_quants
+from pqd.scheme import Scheme
 
 
 @CONSTRAINTS.register
 class FakeQuantization(Constraint):
-    """Fake-quantizers of all weights and, where a runtime needs them, of activations."""
+    """Fake-quantizers of all weights and, where a target needs them, of activations."""
 
     name = "fake_quant"
     in_float = False
 
-    def __init__(self, code_max: int) -> None:
-        """Weight codes lie in [-code_max, code_max]: 127 for 8 bits, 63 for 7."""
-        self.code_max = code_max
+    def __init__(self, code_max: int, scheme: Scheme = Scheme()) -> None:
+        """Takes what the fake-quantizers are.
+
+        Args:
+            code_max: weight codes lie in [-code_max, code_max]: 127 for 8 bits, 63 for 7.
+            scheme: of the activations, as the target wants it.
+        """
+        self.code_max, self.scheme = code_max, scheme
 
     def attach(self, model: fx.GraphModule) -> None:
         """Starts uncalibrated: activations in [0, 1].
@@ -26,16 +33,16 @@ class FakeQuantization(Constraint):
         Raises:
             UserError: a layer cannot be deployed as integers.
         """
-        insert_fake_quants(model, self.code_max)
+        insert_fake_quants(model, self.code_max, self.scheme)
 
     def describe(self, model: fx.GraphModule) -> dict[str, Any]:
-        """Names the largest code."""
-        return {"code_max": self.code_max}
+        """Names the largest code and the scheme."""
+        return {"code_max": self.code_max, "scheme": asdict(self.scheme)}
 
     @classmethod
     def rebuild(cls, description: dict[str, Any]) -> "FakeQuantization":
-        """Returns the quantization of a description."""
-        return cls(description["code_max"])
+        """Returns the quantization of a description; an older one names no scheme."""
+        return cls(description["code_max"], Scheme(**description.get("scheme", {})))
 
     def deploy(self, model: fx.GraphModule) -> None:
         """Makes layers integer ones, with INT32 biases."""

@@ -19,7 +19,7 @@ from pqd.measure.conditions import provenance
 from pqd.measure.graph import batch_size, input_shape, is_quantized
 from pqd.measure.timings import Latencies, latency
 from pqd.result import FILE, SCHEMA, now
-from pqd.runtimes import available, get
+from pqd.runtimes import get
 
 log = logging.getLogger(__name__)
 
@@ -148,13 +148,14 @@ def _measure(
             name: f"runtime {name} failed: {reason}" for name, reason in rows.failed.items()
         }
         raise UserError(f"{path}: nothing could be measured: {'; '.join(reasons.values())}")
+    measured = list(dict.fromkeys(row["runtime"] for row in rows))
     show(path, rows)  # before it is written: a full disk loses nothing that was seen
     record = {
         "schema": SCHEMA,
         "provenance": conditions | {"int8_peak_gops": rows.int8_peak_gops},
         "latency": rows,
         "failed": rows.failed,
-        "accuracy_by_runtime": _accuracies(path, runtime) if path.is_dir() else {},
+        "accuracy_by_runtime": _accuracies(path, measured) if path.is_dir() else {},
     }
     try:
         write_json(subject.record, record)
@@ -176,7 +177,7 @@ def _modules(run: Path, runtime: RuntimeConfig) -> dict[str, Any]:
     return {"dense": load_blueprint(run).build(), "pruned": network}
 
 
-def _accuracies(run: Path, runtime: RuntimeConfig) -> dict[str, float]:
+def _accuracies(run: Path, runtimes: list[str]) -> dict[str, float]:
     """Top-1 in % of a run's model.onnx, by runtime; empty without its data set."""
     import torch
 
@@ -192,7 +193,7 @@ def _accuracies(run: Path, runtime: RuntimeConfig) -> dict[str, float]:
         log.warning("%s: accuracy is not measured, as its data set is not here: %s", run, reason)
         return {}
     found = {}
-    for name in available(runtime.names):
+    for name in runtimes:
         if get(name).runs == "onnx":
             batches = data.eval_batches(dataset.test, dataset, BATCH_SIZE, torch.device("cpu"))
             try:

@@ -54,7 +54,9 @@ class ChannelPruning:
         self._removed: KeptChannels | None = None
         self._first = True
         ((self.budget, self.most),) = budgets(options).items()
-        self.target = Target(context.config.runtime) if self.budget in TIMES else None
+        config = context.config
+        where = config.runtime, config.target.scheme()
+        self.target = Target(*where) if self.budget in TIMES else None
         if self.target is None:
             self._check()
 

@@ -33,6 +33,7 @@ from pqd.measure.quiet import one_at_a_time
 from pqd.measure.timings import measure, random_images
 from pqd.pruning.cost import Cost, Layer, Shapes, Units
 from pqd.pruning.layer_onnx import write_layer
+from pqd.scheme import Scheme
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +46,12 @@ _SHARES = (1, 0.75, 0.5, 0.25, 0.125)  # of rows and columns, in the table
 class Target:
     """Where latency counts: the first runtime, thread count and batch size of `runtime`."""
 
-    def __init__(self, config: RuntimeConfig) -> None:
+    def __init__(self, config: RuntimeConfig, scheme: Scheme = Scheme()) -> None:
         """Looks the runtime up.
+
+        Args:
+            config: where latency is measured, and how.
+            scheme: how networks are quantized for it.
 
         Raises:
             UserError: it cannot be used here, or runs no INT8 file.
@@ -57,7 +62,7 @@ class Target:
                 f"runtime.names={config.names}: a budget in time needs a runtime of INT8 files "
                 "first, onnxruntime or openvino"
             )
-        self.config = config
+        self.config, self.scheme = config, scheme
         self.threads = thread_counts(config.threads[:1])[0]
         self.batch_size = config.batch_sizes[0]
 
@@ -137,14 +142,14 @@ def fit(
     found: dict[tuple[int, ...], tuple[float, Units, tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         files = {"dense": Path(folder, "dense.onnx"), "pruned": Path(folder, "pruned.onnx")}
-        _write(dense, None, files["dense"], image)
+        _write(dense, None, files["dense"], image, target.scheme)
         budget = cost(every) / wanted.get("speedup", 1.0)
         fast_enough, too_slow = 0.0, np.inf  # budgets known to be
         for _ in range(_ATTEMPTS):
             units = choose(budget)
             if tuple(units) in found:
                 break
-            _write(dense, narrowed(dense, units), files["pruned"], image)
+            _write(dense, narrowed(dense, units), files["pruned"], image, target.scheme)
             slow, ms = _verdict(target.times(files, image), wanted)
             found[tuple(units)] = slow, units, ms
             log.info("prune: a shape takes %.3f ms, the dense network %.3f ms", ms[1], ms[0])
@@ -192,14 +197,18 @@ def _verdict(
 
 
 def _write(
-    model: fx.GraphModule, channels: KeptChannels | None, path: Path, image: tuple[int, int, int]
+    model: fx.GraphModule,
+    channels: KeptChannels | None,
+    path: Path,
+    image: tuple[int, int, int],
+    scheme: Scheme = Scheme(),
 ) -> None:
     """Writes a network in INT8, quantized for the purpose where it is not yet."""
     network = copy.deepcopy(model).cpu()
     if channels is not None:
         attach(network, channels)
     if not activation_fake_quants(network):
-        attach(network, FakeQuantization(127))
+        attach(network, FakeQuantization(127, scheme))
     write_onnx(network, path, image, {})
 
 

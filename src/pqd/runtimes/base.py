@@ -14,6 +14,7 @@ from importlib import import_module, metadata, util
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from pqd.errors import UserError, choices
+from pqd.scheme import Scheme
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,6 +46,8 @@ class Runtime(ABC):
         title: its proper name, for tables.
         package: what pip installs and Python imports.
         runs: what it opens: the ONNX file, or the network itself (an `nn.Module`).
+        scheme: how it wants networks quantized, as a `target`; None where it runs none in INT8.
+        usual: whether it is measured where nothing is said.
         reopens: whether every block of a measurement opens a session of its own; not where
             opening takes long.
     """
@@ -53,6 +56,8 @@ class Runtime(ABC):
     title: str
     package: str
     runs: Literal["onnx", "network"] = "onnx"
+    scheme: Scheme | None = None
+    usual: bool = False
     reopens: bool = True
 
     def unavailable(self) -> str | None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pqd.runtimes.base import Array, Runtime, register
+from pqd.scheme import Scheme
 
 # Operations that compute nothing in float: they move values (integers or not), or convert them.
 # Quantized ones are told by their names: QLinearConv, QGemm, ConvInteger...
@@ -64,6 +65,8 @@ class OnnxRuntime(Runtime):
     """See https://onnxruntime.ai."""
 
     name, title, package = "onnxruntime", "ONNX Runtime", "onnxruntime"
+    scheme = Scheme(sums="both")  # else a convolution in front of a sum runs in float
+    usual = True
 
     def open(self, model: Path | bytes, threads: int) -> OnnxSession:
         """See `Runtime`; also takes the bytes of an ONNX file."""

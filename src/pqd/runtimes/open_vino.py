@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pqd.runtimes.base import Array, Runtime, register
+from pqd.scheme import Scheme
 
 COMPUTE = {"Convolution", "FullyConnected", "MatMul", "Eltwise"}
 FLOAT = {"f32", "f16", "bf16"}
@@ -59,6 +60,8 @@ class OpenVino(Runtime):
     """See https://docs.openvino.ai."""
 
     name, title, package = "openvino", "OpenVINO", "openvino"
+    scheme = Scheme(sums="skip")  # convolution, sum and ReLU are one operation
+    usual = True
 
     def open(self, model: Path, threads: int) -> OpenVinoSession:
         """See `Runtime`."""

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -106,7 +106,8 @@ class Prune(Stage):
         if not set(budgets(config.of(cls.name))) & set(TIMES):
             return found
         names = ("names", "threads", "batch_sizes")
-        return found | {f"runtime.{name}": getattr(config.runtime, name)[0] for name in names}
+        found |= {f"runtime.{name}": getattr(config.runtime, name)[0] for name in names}
+        return found | {"scheme": asdict(config.target.scheme())}
 
     def attach(self, model: fx.GraphModule) -> None:
         """Puts a mask on every prunable weight, and finds the channels that can be removed.

@@ -1,7 +1,7 @@
 """INT8 quantization-aware training."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
@@ -14,7 +14,7 @@ from pqd.constraints.fake_quant import activation_fake_quants
 from pqd.constraints.lsq import LearnedSteps
 from pqd.constraints.quantization import FakeQuantization
 from pqd.options import option
-from pqd.stages.base import Context, Stage
+from pqd.stages.base import Context, Digest, Stage
 from pqd.stages.registry import STAGES
 
 QUANTIZERS = {"abs_max": FakeQuantization, "lsq": LearnedSteps}
@@ -22,7 +22,7 @@ QUANTIZERS = {"abs_max": FakeQuantization, "lsq": LearnedSteps}
 
 @dataclass
 class QuantizeSettings(StageSettings):
-    """INT8 weights per output channel, UINT8 activations per tensor."""
+    """INT8 weights per output channel, activations per tensor as the target wants them."""
 
     epochs: int = option(40, low=1)
     lr: float = option(0.01, above=0)
@@ -62,6 +62,22 @@ class Quantize(Stage):
         self.batch_norm_epochs = round(self.options.freeze_batch_norm * context.epochs)
 
     @classmethod
+    def check(cls, config: Config) -> None:
+        """Sees to it that the targets share a scheme.
+
+        Raises:
+            UserError: they do not.
+        """
+        config.target.scheme()
+
+    @classmethod
+    def identity(
+        cls, config: Config, keys: Mapping[str, str], digest: Digest | None
+    ) -> dict[str, Any]:
+        """Counts what the targets want, not which they are."""
+        return super().identity(config, keys, digest) | {"scheme": asdict(config.target.scheme())}
+
+    @classmethod
     def notes(cls, config: Config) -> list[str]:
         """Warns of 8-bit weights where the CPU's INT8 sums saturate."""
         from pqd.measure import has_vnni
@@ -78,7 +94,8 @@ class Quantize(Stage):
     def attach(self, model: fx.GraphModule) -> None:
         """Inserts fake-quantizers of weights and activations."""
         constraint = QUANTIZERS[self.options.quantizer]
-        attach(model, constraint(2 ** (self.options.weight_bits - 1) - 1))
+        scheme = self.context.config.target.scheme()
+        attach(model, constraint(2 ** (self.options.weight_bits - 1) - 1, scheme))
 
     def before_step(self, model: fx.GraphModule, step: int) -> None:
         """At the start of an epoch: calibrates, or freezes batch norm, if it is time to."""

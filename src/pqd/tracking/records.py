@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pqd import options
+from pqd.report.words import runtime
 from pqd.result import DENSE, Final, Result
 from pqd.stages import STAGES, spell
 
@@ -66,13 +67,14 @@ def _named(stage: str, metrics: dict[str, float], before: int) -> dict[str, floa
     return named | {"epoch": before + metrics["epoch"]}
 
 
-def final_figures(final: Final) -> dict[str, float]:
+def final_figures(final: Final) -> dict[str, float | str]:
     """Flattens the figures of a completed run to the summary's names, `final/...`.
 
-    Latencies without a runtime in the name (ms) are those of the first runtime, thread count and
-    batch size measured: of the deployed model, or of the dense one (`final/dense_latency_ms_p50`).
+    Latencies without a runtime in the name (ms) are those in the runtime that is fastest
+    (`final/runtime`), with the first thread count and batch size measured: of the deployed model,
+    and of the dense one in the same place (`final/dense_latency_ms_p50`).
     """
-    figures: dict[str, float | None] = {
+    figures: dict[str, float | str | None] = {
         name: value for name, value in vars(final).items() if isinstance(value, int | float)
     }
     figures["sparsity_percent"] = 100 * final.sparsity  # the unit of accuracies
@@ -81,10 +83,15 @@ def final_figures(final: Final) -> dict[str, float]:
     for row in final.latency:
         place = f"{row.runtime}_threads{row.threads}_batch{row.batch_size}"
         figures[f"latency_ms_p50/{row.model}_{place}"] = row.p50_ms
-    dense = next((row for row in final.latency if row.model == DENSE), None)
-    if dense:
-        figures["dense_latency_ms_p50"] = dense.p50_ms
     if deployed := final.deployed:
+        place = deployed.runtime, deployed.setting
+        dense = [
+            row.p50_ms
+            for row in final.latency
+            if row.model == DENSE and (row.runtime, row.setting) == place
+        ]
+        figures["dense_latency_ms_p50"] = next(iter(dense), None)
+        figures["runtime"] = runtime(deployed.runtime)
         figures |= {f"latency_ms_{q}": getattr(deployed, f"{q}_ms") for q in ("p50", "p90", "p99")}
         figures["speedup"] = deployed.speedup
         figures |= _interval("latency_ms_p50", deployed.p50_interval_ms)
@@ -93,7 +100,7 @@ def final_figures(final: Final) -> dict[str, float]:
     return {f"final/{name}": value for name, value in figures.items() if value is not None}
 
 
-def _interval(name: str, interval: list[float] | None) -> dict[str, float | None]:
+def _interval(name: str, interval: list[float] | None) -> dict[str, float | str | None]:
     low, high = interval or (None, None)
     return {f"{name}_low": low, f"{name}_high": high}
 
@@ -121,7 +128,7 @@ def record_sweep(run: "wandb.Run", sweep_dir: Path, report: "Report") -> None:
     import wandb
 
     from pqd.report import figures
-    from pqd.report.words import runtime, setup
+    from pqd.report.words import setup
 
     axes = {
         f"{stage.name}.{key}": given.axis

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pqd.constraints.fake_quant import CODE_MAX, ActivationFakeQuant
+from pqd.constraints.fake_quant import MIDDLE, ActivationFakeQuant
 from pqd.constraints.integers.ops import dequantize, quantize_dequantize
 
 # An INT32 bias needs headroom for the INT32 sum that is added to it.
@@ -19,17 +19,24 @@ class QuantizeDequantize(nn.Module):
     zero_point: Tensor
 
     def __init__(self, fake_quant: ActivationFakeQuant) -> None:
-        """Takes scale and zero point over."""
+        """Takes scale and zero point over; of symmetric ones the codes are INT8."""
         super().__init__()
+        self.symmetric = fake_quant.symmetric
+        zero_point = fake_quant.zero_point
+        if self.symmetric:
+            codes = (zero_point - MIDDLE).to(torch.int8)
+        else:
+            codes = zero_point.to(torch.uint8)
         self.register_buffer("scale", fake_quant.scale.float().clone())
-        self.register_buffer("zero_point", fake_quant.zero_point.to(torch.uint8))
+        self.register_buffer("zero_point", codes)
 
     def largest(self) -> float:
         """Returns the largest value of its grid."""
-        return self.scale.item() * (CODE_MAX - self.zero_point.item())
+        largest = torch.iinfo(self.zero_point.dtype).max
+        return self.scale.item() * (largest - self.zero_point.item())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Rounds `x` of any shape to its UINT8 grid."""
+        """Rounds `x` of any shape to its grid of 256 codes."""
         result: Tensor = quantize_dequantize(x, self.scale, self.zero_point)
         return result
 

@@ -9,14 +9,15 @@ from torch import Tensor
 
 @torch.library.custom_op("pqd::quantize_dequantize", mutates_args=())
 def quantize_dequantize(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """UINT8 QuantizeLinear followed by DequantizeLinear.
+    """QuantizeLinear followed by DequantizeLinear.
 
     Args:
         x: any shape, float32.
         scale: [], float32.
-        zero_point: [], uint8.
+        zero_point: [], uint8 or int8, as the codes are.
     """
-    codes = torch.round(x / scale).add_(zero_point).clamp_(0, 255)
+    kind = torch.iinfo(zero_point.dtype)
+    codes = torch.round(x / scale).add_(zero_point).clamp_(kind.min, kind.max)
     return codes.sub_(zero_point).mul_(scale)
 
 

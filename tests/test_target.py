@@ -1,0 +1,156 @@
+"""Targets: quantizers where each wants them, the same classes everywhere, one line for a mix."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+from torch import nn
+
+import configs
+from nets import PreActivation, ReluBeforeSum, Residual, images, traced
+from pqd.config import BackboneConfig, TargetConfig
+from pqd.constraints import attach
+from pqd.constraints.fake_quant import activation_fake_quants
+from pqd.constraints.integers import round_biases
+from pqd.constraints.lsq import LearnedSteps
+from pqd.constraints.quantization import FakeQuantization
+from pqd.errors import UserError
+from pqd.graph.view import Graph
+from pqd.identity import stage_keys
+from pqd.networks import Blueprint, load_network, save_network
+from pqd.runtimes import get
+from pqd.scheme import Scheme
+from pqd.stages.quantize import calibrate
+
+SKIP, SYMMETRIC = Scheme(sums="skip"), Scheme(symmetric=True)
+
+
+class Shortcut(nn.Module):
+    """A block whose skip branch has a convolution, too, and is computed last."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(8)
+        self.conv3 = nn.Conv2d(8, 8, 3, padding=1)
+        self.side = nn.Conv2d(8, 8, 1, bias=False)
+        self.bn = nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.conv1(x))
+        main = self.conv3(torch.relu(self.bn2(self.conv2(x))))
+        x = torch.relu(self.bn(self.side(x)) + main)
+        return self.fc(x.mean((2, 3)))
+
+
+def quantized(kind, scheme, constraint=FakeQuantization):
+    model = traced(kind)
+    attach(model, constraint(127, scheme))
+    calibrate(model, [images(64)])
+    round_biases(model)
+    return model.eval()
+
+
+def inputs_of_sums(model):
+    """Of each sum, in order, which inputs come from a quantizer."""
+    graph = Graph(model)
+    return [
+        ["quantizers" in str(graph.sources(v)[0].target) for v in graph.activations(node)]
+        for node in model.graph.nodes
+        if graph.is_sum(node)
+    ]
+
+
+class TestPlacement:
+    @pytest.mark.parametrize(
+        ("kind", "skip"),
+        [
+            (Residual, [[False, True]]),
+            (Shortcut, [[True, False]]),
+            (PreActivation, [[True, False], [False, True]]),
+            (ReluBeforeSum, [[True, True], [True, True]]),  # no runtime adds behind a ReLU
+        ],
+    )
+    def test_of_a_sum_that_a_convolution_computes_the_skip_branch_is_quantized(self, kind, skip):
+        assert inputs_of_sums(quantized(kind, SKIP)) == skip
+        assert inputs_of_sums(quantized(kind, Scheme())) == [[True, True]] * len(skip)
+
+    @pytest.mark.parametrize("kind", [Residual, Shortcut, PreActivation])
+    def test_only_the_quantizers_behind_these_convolutions_go(self, kind):
+        models = [quantized(kind, scheme) for scheme in (Scheme(), SKIP)]
+        both, skip = (set(activation_fake_quants(model)) for model in models)
+        assert skip < both
+        assert len(both - skip) == len(inputs_of_sums(models[0]))
+
+    def test_a_sum_of_a_value_with_itself_is_quantized(self):
+        class Twice(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv, self.fc = nn.Conv2d(3, 4, 1), nn.Linear(4, 4)
+
+            def forward(self, x):
+                x = self.conv(x)
+                return self.fc((x + x).mean((2, 3)))
+
+        assert inputs_of_sums(quantized(Twice, SKIP)) == [[True, True]]
+
+
+class TestRecipe:
+    blueprint = Blueprint(BackboneConfig("resnet8", "resnet8"), 4, 3, 16)
+
+    @pytest.mark.parametrize("scheme", [Scheme(), SKIP, SYMMETRIC, Scheme("skip", True)])
+    @pytest.mark.parametrize("constraint", [FakeQuantization, LearnedSteps])
+    def test_a_network_comes_back_as_it_was(self, scheme, constraint, tmp_path):
+        model = self.blueprint.build()
+        attach(model, constraint(127, scheme))
+        calibrate(model, [images(8, 16)])
+        save_network(model, self.blueprint, tmp_path)
+        again = load_network(tmp_path)
+        assert inputs_of_sums(again) == inputs_of_sums(model)
+        x = images(4, 16)
+        assert torch.equal(again.eval()(x), model.eval()(x))
+
+    def test_an_older_recipe_names_no_scheme(self, tmp_path):
+        model = self.blueprint.build()
+        attach(model, FakeQuantization(127))
+        save_network(model, self.blueprint, tmp_path)
+        path = tmp_path / "recipe.json"
+        recipe = json.loads(path.read_text())
+        assert recipe["constraints"][0].pop("scheme") == asdict(Scheme())
+        path.write_text(json.dumps(recipe))
+        x = images(4, 16)
+        assert torch.equal(load_network(tmp_path).eval()(x), model.eval()(x))
+
+
+class TestTargets:
+    def test_those_that_share_a_scheme_go_together(self, monkeypatch):
+        monkeypatch.setattr(get("torch"), "scheme", Scheme(), raising=False)
+        assert TargetConfig(["onnxruntime", "torch"]).scheme() == Scheme()
+        assert TargetConfig(["openvino"], symmetric=True).scheme() == Scheme("skip", True)
+
+    @pytest.mark.parametrize(
+        ("names", "line"),
+        [
+            (
+                ["onnxruntime", "openvino"],
+                r"target.names=\[onnxruntime,openvino\]: openvino wants quantizers in other places "
+                "than onnxruntime; a network is trained for one of these",
+            ),
+            ([], r"target.names=\[\] is empty; give one of onnxruntime, openvino"),
+        ],
+    )
+    def test_others_are_refused(self, names, line):
+        config = configs.config("pqd", target=TargetConfig(names))
+        with pytest.raises(UserError, match=line):
+            configs.STAGES["quantize"].check(config)
+
+    def test_the_scheme_counts_from_the_quantized_stage_on(self):
+        def keys(**target):
+            return stage_keys(configs.config("pqd", target=TargetConfig(**target)), {"images": "0"})
+
+        usual = keys()
+        for changed in (keys(names=["openvino"]), keys(symmetric=True)):
+            assert [name for name in usual if usual[name] == changed[name]] == ["baseline", "prune"]
