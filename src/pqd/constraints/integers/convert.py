@@ -11,27 +11,28 @@ from pqd.constraints.integers.repeat import repeat_quantizers
 from pqd.constraints.parametrization import attached, value_before
 from pqd.graph.fold import replace_layer, with_batch_norm
 from pqd.graph.view import Graph
+from pqd.scheme import Scheme
 
 _ONE = 64  # the code of a batch norm's gain
 
 
 @torch.no_grad()
-def to_integers(model: fx.GraphModule) -> None:
+def to_integers(model: fx.GraphModule, scheme: Scheme) -> None:
     """Makes quantized layers integer ones, in place.
 
     The batch norm that follows a convolution is folded: |gamma| / sqrt(var + eps) into the weight
-    scale, its sign into the codes, the shift into the bias. One between two quantizers, as behind
-    an addition, becomes a convolution of each channel by itself.
+    scale, its sign into the codes, the shift into the bias.
 
     Args:
         model: a traced network with fake-quantizers, in evaluation mode.
+        scheme: says what batch norms between two quantizers become.
 
     Raises:
         UserError: something else reads a parameter of such a layer.
     """
     graph = Graph(model)
     for node, form in [(node, _integer_form(graph, node)) for node in model.graph.nodes]:
-        if form is not None:
+        if form is not None and (graph.is_layer(node) or scheme.norms == "convolution"):
             replace_layer(graph, node, form.layer)
     for name, module in list(model.named_modules()):
         if isinstance(module, ActivationFakeQuant):
