@@ -136,7 +136,7 @@ class TestTargets:
     def test_those_that_share_a_scheme_go_together(self, monkeypatch):
         monkeypatch.setattr(get("torch"), "scheme", Scheme(), raising=False)
         assert TargetConfig(["onnxruntime", "torch"]).scheme() == Scheme()
-        assert TargetConfig(["openvino"], symmetric=True).scheme() == Scheme("skip", True)
+        assert TargetConfig(["openvino"], symmetric=True).scheme() == Scheme("skip", True, "norm")
 
     @pytest.mark.parametrize(
         ("names", "line"),
