@@ -55,7 +55,7 @@ class Subject:
             runtimes: what is measured in; the versions of others do not count.
         """
         machine = measure.machine()
-        others = (name for name in self.targets if get(name).runs != "onnx")
+        others = sorted(name for name in self.targets if get(name).runs != "onnx")
         used = {"torch", "onnx", *(get(n).package for n in (REFERENCE, *runtimes, *others))}
         versions = {name: v for name, v in machine["versions"].items() if name in used}
         return {
@@ -63,7 +63,7 @@ class Subject:
             "dataset": self.dataset.fingerprint,
             "order": self.order,
             "machine": machine | {"versions": versions},
-        }
+        } | ({"targets": others} if others else {})  # a key of before there were any stays
 
     @property
     def shape(self) -> tuple[int, int, int]:
