@@ -1,9 +1,10 @@
-"""Do other releases of ONNX Runtime open our files, and do they name the same classes?
+"""Do other releases of ONNX Runtime open our files, and what onnxsim and onnxslim make of them?
 
     python benchmarks/readers.py RUN_FOLDER /path/to/one/venv/bin/python ...
 
-Each interpreter needs onnxruntime and numpy alone. RUN_FOLDER holds a run's `model.onnx`, and
-`dense.onnx` if it was kept. The images are random; the release in this process is the reference.
+Each interpreter needs onnxruntime and numpy; onnxsim and onnxslim are asked where it has them, and
+ONNX Runtime runs what they return. RUN_FOLDER holds a run's `model.onnx`, and `dense.onnx` if it
+was kept. The images are random; the release in this process is the reference.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,28 +21,46 @@ import onnxruntime as ort
 
 IMAGES = 500
 
-# Runs in the other release, which knows nothing of pqd.
+# Runs in the other interpreter, which knows nothing of pqd.
 READ = """
-import json, sys
+import importlib.metadata, importlib.util, json, sys
 import numpy as np
 import onnxruntime as ort
 
-found = {"version": ort.__version__}
-try:
-    session = ort.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
-    logits = session.run(None, {session.get_inputs()[0].name: np.load(sys.argv[2])})[0]
-    found["classes"] = logits.argmax(1).tolist()
-except Exception as error:
-    found["error"] = str(error)
+def onnxruntime(path):
+    return path
+
+def onnxsim(path):
+    import onnxsim
+    model, checked = onnxsim.simplify(path)
+    assert checked, "its own check fails"
+    return model.SerializeToString()
+
+def onnxslim(path):
+    import onnxslim
+    return onnxslim.slim(path).SerializeToString()
+
+found = []
+for read in (onnxruntime, onnxsim, onnxslim):
+    if importlib.util.find_spec(read.__name__) is None:
+        continue
+    row = {"reader": f"{read.__name__} {importlib.metadata.version(read.__name__)}"}
+    found.append(row)
+    try:
+        session = ort.InferenceSession(read(sys.argv[1]), providers=["CPUExecutionProvider"])
+        logits = session.run(None, {session.get_inputs()[0].name: np.load(sys.argv[2])})[0]
+        row["classes"] = logits.argmax(1).tolist()
+    except Exception as error:
+        row["error"] = str(error)
 print(json.dumps(found))
 """
 
 
-def read(python: str, model: Path, images: Path) -> dict[str, object]:
-    """Returns the release that an interpreter has, and the classes or the error it gives."""
+def read(python: str, model: Path, images: Path) -> list[dict[str, Any]]:
+    """Returns the readers that an interpreter has, and the classes or the error each gives."""
     command = [python, "-c", READ, str(model), str(images)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    return list(json.loads(done.stdout.splitlines()[-1]))
 
 
 def main() -> None:
@@ -49,7 +69,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of a run")
     parser.add_argument("pythons", nargs="+", help="interpreters with other releases")
     arguments = parser.parse_args()
-    print(f"| file | IR | ONNX Runtime | opens | agrees with {ort.__version__} |")
+    print(f"| file | IR | reader | opens | agrees with {ort.__version__} |")
     print("|---|---:|---|---|---:|")
     for model in sorted(arguments.run.glob("*.onnx")):
         proto = onnx.load(model)
@@ -58,12 +78,13 @@ def main() -> None:
             images = Path(folder, "images.npy")
             generator = np.random.default_rng(0)
             np.save(images, generator.standard_normal((IMAGES, *shape), dtype=np.float32))
-            own = np.array(read(sys.executable, model, images)["classes"])
-            for python in arguments.pythons:
-                found = read(python, model, images)
+            own = np.array(read(sys.executable, model, images)[0]["classes"])
+            for found in (
+                row for python in arguments.pythons for row in read(python, model, images)
+            ):
                 opens = "yes" if "classes" in found else f"no: {found['error']}"
                 same = f"{100 * np.mean(own == found['classes']):.1f} %" if opens == "yes" else ""
-                row = model.name, proto.ir_version, found["version"], opens, same
+                row = model.name, proto.ir_version, found["reader"], opens, same
                 print("|", " | ".join(map(str, row)), "|")
 
 

@@ -57,7 +57,7 @@ class Subject:
             runtimes: what is measured in; the versions of others do not count.
         """
         machine = measure.machine()
-        others = (name for name in self.targets if get(name).runs != "onnx")
+        others = sorted(name for name in self.targets if get(name).runs != "onnx")
         used = {"torch", "onnx", *(get(n).package for n in (REFERENCE, *runtimes, *others))}
         versions = {name: v for name, v in machine["versions"].items() if name in used}
         return {
@@ -66,7 +66,7 @@ class Subject:
             "order": self.order,
             "export": options.selected(self.export),
             "machine": machine | {"versions": versions},
-        }
+        } | ({"targets": others} if others else {})  # a key of before there were any stays
 
     @property
     def taken(self) -> measure.Input:
