@@ -25,6 +25,7 @@ from pqd.constraints.integers import round_biases
 from pqd.constraints.quantization import FakeQuantization
 from pqd.export.executorch_file import write_executorch
 from pqd.measure import provenance
+from pqd.measure.graph import Input
 from pqd.measure.protocol import summarize
 from pqd.measure.timings import measure, random_images
 from pqd.runtimes import Array, usable
@@ -78,7 +79,7 @@ def compare(backbone: str, folder: Path, settings: RuntimeConfig) -> list[dict[s
     pt2e(network, files[PEER], batches)
     model = ours(network, files[OURS], batches)
     runtime = usable("executorch")
-    images = random_images((IMAGES, *SHAPE), 1)
+    images = random_images(Input(SHAPE), IMAGES, 1)
     with torch.no_grad():
         own = model(torch.from_numpy(images)).argmax(1).numpy()
     found = runtime.open(files[OURS], 1)(images).argmax(1)
@@ -94,7 +95,7 @@ def compare(backbone: str, folder: Path, settings: RuntimeConfig) -> list[dict[s
     rows = []
     for threads in settings.threads:
         times, others = measure(
-            runtime, files, threads, random_images((1, *SHAPE), settings.seed), settings
+            runtime, files, threads, random_images(Input(SHAPE), 1, settings.seed), settings
         )
         figures = summarize(times, settings, base=FP32)
         over, interval = ratio(times, OURS, PEER, settings.seed)

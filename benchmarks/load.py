@@ -34,7 +34,7 @@ def train(epochs: int) -> None:
 
     settings = TrainConfig(BATCH_SIZE, device="cpu", precision="fp32", compile="false")
     given = {"batch_size": BATCH_SIZE, "device": "cpu", "precision": "fp32", "compile": "false"}
-    bench = Bench(SimpleNamespace(**given, backbone="resnet8", cpu_time=False))  # type: ignore[arg-type]
+    bench = Bench(SimpleNamespace(**given, backbone="resnet8", cpu_time=False))
     images = bench.random_images(BATCH_SIZE * STEPS)
     batches = data.TrainBatches(images, AugmentConfig(), BATCH_SIZE, bench.device)
     history = fit(

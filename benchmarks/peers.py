@@ -204,7 +204,7 @@ def dense(backbone: str) -> tuple[fx.GraphModule, list[Array]]:
     torch.manual_seed(0)
     network = backbones.build(BackboneConfig(backbone, backbone), 10, SHAPE[0], SHAPE[1])
     random = np.random.default_rng(0)
-    batches = [
+    batches: list[Array] = [
         random.standard_normal((8, *SHAPE), dtype=np.float32) for _ in range(CALIBRATION_BATCHES)
     ]
     with torch.no_grad():  # statistics for the batch norms, else activations explode

@@ -42,7 +42,8 @@ def test_batches(dataset: "Dataset", taken: Input, batch_size: int) -> "Iterator
     from pqd.data import eval_batches
 
     if taken.uint8:
-        yield from dataset.test.images.split(batch_size)
+        for start in range(0, len(dataset.test), batch_size):
+            yield dataset.test.images[start : start + batch_size]
     else:
         for images, _ in eval_batches(dataset.test, dataset, batch_size, torch.device("cpu")):
             yield images
