@@ -17,7 +17,7 @@ from torch import nn
 import configs
 from configs import settings
 from nets import Residual
-from pqd import artifact, pipeline, trainer
+from pqd import artifact, measure, pipeline, trainer
 from pqd.backbones.build import BUILDERS
 from pqd.cache import file_digest
 from pqd.config import (
@@ -317,9 +317,9 @@ class TestArtifact:
     def test_only_the_versions_of_runtimes_in_use_count(self, tmp_path, monkeypatch):
         subject = artifact.Subject(tmp_path, SimpleNamespace(fingerprint="digits"), "tiny", "q")
         before = [subject.identity(()), subject.identity(("onnxruntime", "openvino"))]
-        found = artifact.measure.machine()
+        found = measure.machine()
         newer = found | {"versions": found["versions"] | {"openvino": "next"}}
-        monkeypatch.setattr(artifact.measure, "machine", lambda: newer)
+        monkeypatch.setattr(measure, "machine", lambda: newer)
         assert subject.identity(()) == before[0]
         assert subject.identity(("onnxruntime", "openvino")) != before[1]
 
@@ -513,7 +513,7 @@ class TestDoubts:
         assert (tmp_path / "run/model.onnx").exists()
 
     def test_what_could_not_be_measured_is_measured_by_the_next_run(self, tmp_path, monkeypatch):
-        failing = artifact.measure.latency
+        failing = measure.latency
 
         def fail(*arguments, **options):
             found = failing(*arguments, **options)
@@ -522,7 +522,7 @@ class TestDoubts:
             return found
 
         with monkeypatch.context() as patch:
-            patch.setattr(artifact.measure, "latency", fail)
+            patch.setattr(measure, "latency", fail)
             record = run(tmp_path, "")
         assert record["final"]["latency"] == []
         assert record["warnings"] == ["not everything could be measured: onnxruntime: no space"]

@@ -26,6 +26,7 @@ from pqd.stages import spelled
 from pqd.sweep import finish
 
 pytest.importorskip("optuna")
+from pqd.search.stopping import floors
 from pqd.search.study import Study
 
 
@@ -130,15 +131,15 @@ class TestStudy:
         easier, harder = ({"prune.sparsity": sparsity + d} for d in (-0.01, 0.01))
         easier, harder = ({**first.params, **given} for given in (easier, harder))
         stages = ["prune", "quantize", "distill"]
-        assert found.floors(harder, stages, 1.0) == {}
+        assert floors(found, harder, stages, 1.0) == {}
         # What it was at the end counts, where that is less.
-        assert found.floors(easier, stages, 1.0) == {
+        assert floors(found, easier, stages, 1.0) == {
             "prune": 74.0,
             "quantize": 69.0,
             "distill": 74.0,
         }
         # Only the same stages compare: not those of quantization alone, but those of both.
-        assert found.floors(easier, ["quantize", "prune", "distill"], 0.5) == {
+        assert floors(found, easier, ["quantize", "prune", "distill"], 0.5) == {
             "prune": 69.5,
             "distill": 74.5,
         }

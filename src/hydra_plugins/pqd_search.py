@@ -119,6 +119,8 @@ class SearchSweeper(WaveSweeper):
 
     def _job(self, study: "Study", trial: "Asked", fixed: list[str]) -> Planned:
         """Composes the job of a trial, with the accuracies below which it is to stop."""
+        from pqd.search.stopping import floors
+
         given = study.spelled(trial.params)
         searched = ",".join(given)
         overrides = [*fixed, *(f"{k}={v}" for k, v in given.items()), f"searched=[{searched}]"]
@@ -126,8 +128,8 @@ class SearchSweeper(WaveSweeper):
         job.number = trial.number
         if self.margin is not None:
             stages = [stage.name for stage in spelled(job.settings.order.name)]
-            floors = study.floors(trial.params, stages, self.margin)
-            job.overrides += [f"+stop_below.{stage}={floor}" for stage, floor in floors.items()]
+            least = floors(study, trial.params, stages, self.margin)
+            job.overrides += [f"+stop_below.{stage}={floor}" for stage, floor in least.items()]
         return job
 
 

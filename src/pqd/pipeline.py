@@ -4,32 +4,24 @@ Each of these is an entry of the cache, named by the hash of all it depends on; 
 from one to the next as the files of that entry. What is there already is not done again.
 """
 
-import logging
-import shutil
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pqd import artifact, files, result, tracking
-from pqd.artifact import Subject
-from pqd.cache import Cache, Entry, file_digest, key_of
+from pqd import artifact, result, tracking
+from pqd.cache import Cache, Entry
 from pqd.config import BASELINE, Config
+from pqd.deployment import deploy
 from pqd.errors import naming
-from pqd.identity import figures_of, stage_keys
+from pqd.identity import stage_keys
 from pqd.measure import provenance
 from pqd.progress import place, show
-from pqd.report.words import runtime
-from pqd.result import Final, Provenance, Result, StageResult
-from pqd.runtimes import available, get
-from pqd.stages import NO_STAGES, STAGES, Stage, spelled
+from pqd.result import Provenance, Result, StageResult
+from pqd.stages import STAGES, Stage, spelled
+from pqd.steps import Steps, figures
 from pqd.tables import ending, stage_table
 from pqd.trainer import Trainer
-
-FIGURES = "record.json"  # of a cache entry
-
-log = logging.getLogger(__name__)
 
 
 class _Stopped(Exception):
@@ -89,7 +81,9 @@ class _Run:
         self.config, self.folder, self.found, self.tracker = config, folder, found, tracker
         self.trainer = trainer = Trainer(config)
         # With the cache off a run keeps its stages to itself, and still resumes from them.
-        self.cache = Cache(Path(config.cache.dir) if config.cache.enabled else folder / "stages")
+        own = folder / "stages"
+        self.cache = Cache(Path(config.cache.dir) if config.cache.enabled else own)
+        self.steps = Steps(self.cache, found.name)
         train = replace(config.train, device=trainer.device.type, precision=trainer.precision)
         images = {"images": trainer.dataset.fingerprint}
         self.keys = stage_keys(replace(config, train=train), images)
@@ -103,7 +97,7 @@ class _Run:
         self.found.provenance = Provenance(**provenance() | trained, precision=precision)
         for kind in self.order:
             for note in kind.notes(self.config):
-                self._warn(note)
+                self.found.warn(note)
         self._announce()
         if self.config.dry_run:
             self._rehearse()
@@ -113,7 +107,9 @@ class _Run:
                 last = self.stage(kind, last)
             self._go_on()
         assert last is not None
-        self.deploy(last)
+        dataset, dense = self.trainer.dataset, self.cache.folder / self.keys[BASELINE]
+        made = deploy(self.config, self.steps, dataset, (dense, last), self.folder, self.found)
+        self.tracker.predictions(dataset, made.folder / artifact.PREDICTIONS)
 
     def _announce(self) -> None:
         """Says what is going to be trained, and what will be written and where."""
@@ -159,88 +155,7 @@ class _Run:
                 on_epoch=lambda metrics: self.tracker.epoch(kind.name, metrics, before),
             )
 
-        entry = self._entry(kind.name, key, make)
-        figures = {"stage": kind.name, "key": key, "cached": entry.cached} | _figures(entry)
-        self.found.stages.append(result.decode(StageResult, figures, str(entry.folder)))
+        entry = self.steps.entry(kind.name, key, make)
+        facts = {"stage": kind.name, "key": key, "cached": entry.cached} | figures(entry)
+        self.found.stages.append(result.decode(StageResult, facts, str(entry.folder)))
         return entry
-
-    def deploy(self, last: Entry) -> None:
-        """Makes and measures the artifact of the network in `last`; copies it to the run.
-
-        Raises:
-            UserError: what is deployed is not what was trained; the files are kept to find out why.
-        """
-        config, baseline, dataset = self.config, self.keys[BASELINE], self.trainer.dataset
-        images = f"{len(dataset.test):,} images"
-        where = replace(config.runtime, names=available(config.runtime.names))
-        runtimes = ", ".join(map(runtime, where.names))
-        targets = tuple(available(config.target.names))
-        folder, backbone = self.cache.folder / baseline, config.backbone.name
-        dense = Subject(folder, dataset, backbone, NO_STAGES, config.export, targets)
-        dense_entry = self._entry(
-            "dense",
-            key_of({"dense": baseline} | dense.identity(())),
-            lambda folder: artifact.make_dense(dense, folder),
-            f"exporting {artifact.DENSE_MODEL} and testing it on {images}",
-        )
-        subject = replace(dense, folder=last.folder, order=config.order.name)
-        parents = {"dense": dense_entry.key, "network": last.key}
-        made = self._entry(
-            "artifact",
-            key_of(parents | subject.identity(())),
-            lambda folder: artifact.make(subject, dense_entry.folder, folder),
-            f"exporting {artifact.MODEL}, packing it and testing it on {images}",
-        )
-        identity = subject.identity(where.names)
-        try:
-            measured = _figures(
-                self._entry(
-                    "figures",
-                    key_of({"artifact": made.key} | identity | figures_of(config)),
-                    lambda _: artifact.figures(subject, dense_entry.folder, made.folder, where),
-                    f"testing and timing in {runtimes}, {where.min_seconds:g} s or more "
-                    "per model, number of threads and batch size",
-                )
-            )
-        except artifact.Incomplete as error:  # not cached: the next run tries again
-            self._warn(f"not everything could be measured: {error}")
-            measured = error.figures
-        found = _figures(dense_entry) | _figures(made) | measured
-        self.found.final = final = result.decode(Final, found, str(made.folder))
-        for path in artifact.shipped(dense_entry.folder, made.folder, targets):
-            shutil.copyfile(path, self.folder / path.name)
-            facts = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-            self.found.files[path.name] = facts
-        for name in targets:
-            if not get(name).file(made.folder / artifact.MODEL):
-                self._warn(f"no file for {get(name).title}: its exporter refused the network")
-        self.tracker.predictions(dataset, made.folder / artifact.PREDICTIONS)
-        for warning in artifact.doubts(final, len(dataset.test), self.found.bits):
-            self._warn(warning)
-
-    def _warn(self, line: str) -> None:
-        log.warning("%s", line)
-        self.found.warnings.append(line)
-
-    def _entry(
-        self, label: str, key: str, make: Callable[[Path], dict[str, Any]], doing: str = ""
-    ) -> Entry:
-        """Returns a cache entry whose figures are what `make` returns.
-
-        Args:
-            label: what is made.
-            key: of the entry.
-            make: called where it is not there yet.
-            doing: what is shown then.
-        """
-
-        def fill(folder: Path) -> None:
-            if doing:
-                show(f"{label:<8}  {doing}")
-            files.write_json(folder / FIGURES, make(folder))
-
-        return self.cache.get(key, f"{self.found.name} {label}", fill)
-
-
-def _figures(entry: Entry) -> dict[str, Any]:
-    return files.read_json(entry.folder / FIGURES)

@@ -25,6 +25,7 @@ from pqd.networks import Blueprint, load_network, save_network
 from pqd.progress import StageProgress
 from pqd.stages import STAGES, Context, Stage, spell
 
+UNSUPPORTED = "%s: neither pruned nor quantized, as only nn.Conv2d and nn.Linear are: %s"
 MODULES = "modules.safetensors"  # a stage's own, beside the network
 
 log = logging.getLogger(__name__)
@@ -70,12 +71,8 @@ class Trainer:
             with naming(f"stage {kind.name}"):
                 self._stage(kind, None).attach(model)
         deployed(model)
-        if left := unsupported_layers(model):
-            log.warning(
-                "%s: neither pruned nor quantized, as only nn.Conv2d and nn.Linear are: %s",
-                self.config.backbone.name,
-                ", ".join(left),
-            )
+        if left := ", ".join(unsupported_layers(model)):
+            log.warning(UNSUPPORTED, self.config.backbone.name, left)
 
     def train(
         self,
@@ -114,12 +111,7 @@ class Trainer:
         further = stage.finish(model)
         for constraint in constraints(model):
             further |= constraint.settle(model, self._deployed.write)
-        tensors = model.state_dict().values()
-        if not all(t.isfinite().all() for t in tensors):  # the last step may have been too far
-            raise UserError(
-                f"the weights are not finite any more; a lower {kind.name}.lr usually helps"
-            )
-        last = history[-1] if history else {}
+        _check_finite(model, f"{kind.name}.lr")  # the last step may have been too far
         accuracy = self.validation_accuracy(model)  # `finish` may have changed it
         round_biases(model.cpu())
         save_network(model, self.blueprint, folder)
@@ -129,7 +121,7 @@ class Trainer:
             "epochs": len(history),
             # Of all epochs, also of those that an earlier process trained.
             "seconds": round(sum(epoch["seconds"] for epoch in history), 2),
-            "loss": last.get("loss"),
+            "loss": history[-1].get("loss") if history else None,
             "validation_accuracy": accuracy,
             "sparsity": sparsity(model),
             "history": history,
@@ -158,16 +150,8 @@ class Trainer:
     ) -> list[dict[str, float]]:
         epochs = stage.context.epochs
         with StageProgress(stage.name, epochs, stage.context.steps) as shown:
-            if self._forecast is None:
-                gpu = self.device.type == "cuda"
-                self._forecast = Forecast(
-                    left,
-                    len(self.batches),
-                    budget=None if gpu else self.config.budget,
-                    wait=torch.cuda.synchronize if gpu else lambda: None,
-                    console=shown.console,
-                )
-            forecast = self._forecast
+            forecast = self._forecast or _forecast(self, left, shown)
+            self._forecast = forecast
 
             def before_step(step: int) -> None:
                 forecast.step(step)
@@ -197,6 +181,18 @@ class Trainer:
                 on_epoch=after_epoch,
                 checkpoint=checkpoint,
             )
+
+
+def _forecast(trainer: Trainer, epochs: int, shown: StageProgress) -> Forecast:
+    gpu = trainer.device.type == "cuda"
+    wait = torch.cuda.synchronize if gpu else lambda: None
+    budget, steps = None if gpu else trainer.config.budget, len(trainer.batches)
+    return Forecast(epochs, steps, budget=budget, wait=wait, console=shown.console)
+
+
+def _check_finite(model: nn.Module, lr_key: str) -> None:
+    if not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
+        raise UserError(f"the weights are not finite any more; a lower {lr_key} usually helps")
 
 
 def stage_seed(seed: int, name: str) -> int:

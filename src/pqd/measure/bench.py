@@ -190,9 +190,10 @@ def _accuracies(run: Path, runtimes: list[str]) -> dict[str, float]:
         log.warning("%s: accuracy is not measured, as its data set is not here: %s", run, error)
         return {}
     found = {}
+    taken = input_of(run / "model.onnx")
     for name in runtimes:
         if get(name).file(run / "model.onnx"):
-            batches = test_batches(dataset, input_of(run / "model.onnx"), BATCH_SIZE)
+            batches = test_batches(dataset, taken.by(get(name)), BATCH_SIZE)
             try:
                 predicted = predictions(run / "model.onnx", batches, name)
             except Exception as error:  # the latency that was measured is not to be lost

@@ -11,6 +11,8 @@ from pqd.errors import UserError, one_line
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, ValueInfoProto
 
+    from pqd.runtimes import Runtime
+
 # Which input of a convolution or matrix product its weights are.
 WEIGHTS = dict.fromkeys(("Conv", "Gemm", "MatMul", "ConvInteger", "MatMulInteger"), 1)
 WEIGHTS |= dict.fromkeys(("QLinearConv", "QLinearMatMul", "QGemm"), 3)
@@ -46,6 +48,10 @@ class Input(NamedTuple):
 
     shape: tuple[int, int, int]  # C, H, W
     uint8: bool = False  # [B, H, W, C], see `pqd.export.onnx_file.take_pixels`; else [B, C, H, W]
+
+    def by(self, runtime: Runtime) -> Input:
+        """What the files of a runtime take: others than ONNX files take floats."""
+        return self if runtime.runs == "onnx" else Input(self.shape)
 
     def batch(self, size: int) -> tuple[int, int, int, int]:
         """The shape of a batch, as the file takes it."""

@@ -107,8 +107,7 @@ def _add_rows(
     """Measures in one runtime; `work` is the MACs of one image, by model."""
     nodes = {model: where.float_compute_nodes(source) for model, source in given.items()}
     for threads, batch_size in product(thread_counts(runtime.threads), runtime.batch_sizes):
-        own = taken if where.runs == "onnx" else Input(taken.shape)
-        images = random_images(own, batch_size, runtime.seed)
+        images = random_images(taken.by(where), batch_size, runtime.seed)
         with one_at_a_time():
             times, others = measure(where, given, threads, images, runtime)
             peak = int8_peak_gops(threads) if "int8" in given else None

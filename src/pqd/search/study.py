@@ -9,10 +9,11 @@ from typing import Any
 from pqd.errors import UserError, one_line
 from pqd.objectives import OBJECTIVES, values
 from pqd.result import Result
-from pqd.search.space import Dimension, Params, saves
+from pqd.search.space import Dimension, Params
 
 try:
     import optuna
+    from optuna.storages.journal import JournalFileBackend
     from optuna.trial import FrozenTrial, TrialState
 except ImportError:  # an extra, which nothing but a search needs
     raise UserError("a search needs Optuna 4: pip install 'optuna>=4,<5'") from None
@@ -65,39 +66,14 @@ class Study:
         self.seed, self.limits = seed, dict(limits or {})
         if other := sorted(set(self.limits) - set(self.objectives)):
             raise UserError(f"limits.{other[0]}: the objectives are {', '.join(self.objectives)}")
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        backend = optuna.storages.journal.JournalFileBackend
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with _quiet():
-                self._study = optuna.create_study(
-                    storage=optuna.storages.JournalStorage(backend(str(file))),
-                    study_name=NAME,
-                    directions=[_DIRECTION[OBJECTIVES[o].maximise] for o in self.objectives],
-                    load_if_exists=True,
-                )
-        except OSError as error:
-            raise UserError(f"the search's file cannot be written: {one_line(error)}") from None
-        except Exception as error:  # of what is no journal
-            raise UserError(f"{file} is not the file of a search: {one_line(error)}") from None
+        directions = [_DIRECTION[OBJECTIVES[name].maximise] for name in self.objectives]
+        self._study = _opened(file, directions)
         what = {
             "objectives": self.objectives,
             "space": {dimension.key: dimension.given for dimension in dimensions},
         }
-        self._same("", self._study.user_attrs.get("search"), what)
+        _same(file, "", self._study.user_attrs.get("search"), what)
         self._study.set_user_attr("search", what)
-
-    def _same(self, where: str, before: Any, now: Any) -> None:
-        """Sees to it that the file is of this very search."""
-        if before is None or before == now:
-            return
-        if isinstance(before, dict) and isinstance(now, dict):
-            for key in {**before, **now}:
-                self._same(f"{where}.{key}".lstrip("."), before.get(key, "absent"), now.get(key))
-        raise UserError(
-            f"{self.file} is of another search: {where} was {before}, now it is {now}; choose "
-            "another hydra.sweep.dir"
-        )
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -192,32 +168,6 @@ class Study:
         with _quiet():
             return optuna.Trial(self._study, self.trials[number]._trial_id)
 
-    def floors(self, params: Params, stages: Sequence[str], margin: float) -> dict[str, float]:
-        """Returns the validation accuracy, in %, below which a trial is not worth going on.
-
-        It is not where another trial that compresses at least as much was more than `margin`
-        points better when it had the same stages behind it, and stayed so to its end.
-
-        Args:
-            params: of the trial.
-            stages: of its order, without the baseline.
-            margin: in points.
-
-        Returns:
-            One number by stage, for those that there is any for.
-        """
-        floors: dict[str, float] = {}
-        harder = [t for t in self.complete if saves(self.dimensions, t.params, params)]
-        for count, stage in enumerate(stages, 1):
-            best = []
-            for trial in harder:
-                reached = list(trial.user_attrs[REACHED].items())
-                if {name for name, _ in reached[:count]} == set(stages[:count]):
-                    best.append(min(reached[count - 1][1], reached[-1][1]))
-            if best:
-                floors[stage] = round(max(best) - margin, 4)
-        return floors
-
     @property
     def complete(self) -> list[FrozenTrial]:
         """The trials that completed."""
@@ -234,6 +184,42 @@ class Study:
         up = [OBJECTIVES[name].maximise for name in self.objectives]
         kept = moocore.is_nondominated([t.values for t in inside], maximise=up, keep_weakly=True)
         return [trial for trial, keep in zip(inside, kept, strict=True) if keep]
+
+
+def _opened(file: Path, directions: list[str]) -> optuna.Study:
+    """Opens the journal, making it where there is none.
+
+    Raises:
+        UserError: it cannot be written, or is something else.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with _quiet():
+            return optuna.create_study(
+                storage=optuna.storages.JournalStorage(JournalFileBackend(str(file))),
+                study_name=NAME,
+                directions=directions,
+                load_if_exists=True,
+            )
+    except OSError as error:
+        raise UserError(f"the search's file cannot be written: {one_line(error)}") from None
+    except Exception as error:  # of what is no journal
+        raise UserError(f"{file} is not the file of a search: {one_line(error)}") from None
+
+
+def _same(file: Path, where: str, before: Any, now: Any) -> None:
+    """Sees to it that a file is of this very search."""
+    if before is None or before == now:
+        return
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in {**before, **now}:
+            inside = f"{where}.{key}".lstrip(".")
+            _same(file, inside, before.get(key, "absent"), now.get(key))
+    raise UserError(
+        f"{file} is of another search: {where} was {before}, now it is {now}; choose another "
+        "hydra.sweep.dir"
+    )
 
 
 def _excess(name: str, value: float, limit: float) -> float:
