@@ -21,15 +21,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from pqd.constraints.base import CONSTRAINTS
+from pqd.constraints.base import CONSTRAINTS, Write
 from pqd.constraints.fake_quant import (
     CODE_MAX,
     ActivationFakeQuant,
     WeightFakeQuant,
+    activation_fake_quants,
     code_range,
     eager,
     passed,
 )
+from pqd.constraints.parametrization import find, value_before
 from pqd.constraints.placement import Quantizers, insert_fake_quants
 from pqd.constraints.quantization import FakeQuantization
 
@@ -76,8 +78,7 @@ class LearnedWeightFakeQuant(WeightFakeQuant):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Returns `weight` rounded to its codes; same shape."""
-        step = _stepped(self, self.scale(weight))
-        rounded: Tensor = _LearnedRound.apply(weight, step, self.code_max)
+        rounded: Tensor = _LearnedRound.apply(weight, self.step, self.scale(weight), self.code_max)
         return rounded
 
 
@@ -113,8 +114,8 @@ class LearnedActivationFakeQuant(ActivationFakeQuant):
         """
         if not x.requires_grad:
             return super().quantize(x, rectify)
-        step = _stepped(self, self.scale)
-        quantized: Tensor = _LearnedFakeQuantize.apply(x, step, self.zero_point, rectify)
+        place = self.scale, self.zero_point
+        quantized: Tensor = _LearnedFakeQuantize.apply(x, self.step, *place, rectify)
         return quantized
 
 
@@ -133,45 +134,59 @@ class LearnedSteps(FakeQuantization):
         kinds = Quantizers(LearnedWeightFakeQuant, LearnedActivationFakeQuant)
         insert_fake_quants(model, self.code_max, self.scheme, kinds)
 
+    @torch.no_grad()
+    def before_step(self, model: fx.GraphModule, step: int, steps: int, write: Write) -> None:
+        """Moves the steps back into their intervals, once for all places that share one."""
+        for quantizer in activation_fake_quants(model).values():
+            if isinstance(quantizer, LearnedActivationFakeQuant):
+                quantizer.step.copy_(quantizer.scale)
+        for name, learned in find(model, LearnedWeightFakeQuant).items():
+            weight = value_before(model.get_submodule(name), LearnedWeightFakeQuant)
+            learned.step.copy_(learned.scale(weight))
+
 
 class _LearnedRound(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, step: Tensor, code_max: int) -> Tensor:
-        ratio = weight / step
+    def forward(ctx: Any, weight: Tensor, step: Tensor, scale: Tensor, code_max: int) -> Tensor:
+        """Computes with the scale, which is the step in its interval; the gradient is the step's."""
+        ratio = weight / scale
         ctx.save_for_backward(ratio)
         ctx.code_max = code_max
-        return ratio.round().clamp_(-code_max, code_max).mul_(step)
+        return ratio.round().clamp_(-code_max, code_max).mul_(scale)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (ratio,), bound = ctx.saved_tensors, ctx.code_max
         inside = torch.ops.aten.hardtanh_backward(grad, ratio, -bound, bound)
         slopes = grad * ratio.round().clamp_(-bound, bound) - inside * ratio
         grad_step = slopes.sum(tuple(range(1, ratio.ndim)), keepdim=True)
-        return inside, grad_step / math.sqrt(ratio[0].numel() * bound), None
+        return inside, grad_step / math.sqrt(ratio[0].numel() * bound), None, None
 
 
 class _LearnedFakeQuantize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, step: Tensor, zero_point: Tensor, rectify: bool) -> Tensor:
-        codes = (x / step).round_()
+    def forward(
+        ctx: Any, x: Tensor, step: Tensor, scale: Tensor, zero_point: Tensor, rectify: bool
+    ) -> Tensor:
+        """As `_LearnedRound`."""
+        codes = (x / scale).round_()
         low, high = code_range(zero_point, rectify)
         codes = codes.clamp_(low.item(), high.item()) if eager(x) else codes.clamp(low, high)
-        quantized = codes.mul_(step)
+        quantized = codes.mul_(scale)
         # Both are kept by the layers before and behind: saving them costs no memory.
-        ctx.save_for_backward(x, quantized, step, zero_point)
+        ctx.save_for_backward(x, quantized, scale, zero_point)
         ctx.rectify = rectify
         return quantized
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        x, quantized, step, zero_point = ctx.saved_tensors
-        low, high = (bound * step for bound in code_range(zero_point, ctx.rectify))
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        x, quantized, scale, zero_point = ctx.saved_tensors
+        low, high = (bound * scale for bound in code_range(zero_point, ctx.rectify))
         inside = passed(grad, x, low, high)
         # Eq. 3 times s: clipped values are codes -Q_N and Q_P, the others differ by their rounding.
-        grad_step = _difference(grad, quantized, inside, x) / step
+        grad_step = _difference(grad, quantized, inside, x) / scale
         gain = 1 / math.sqrt(x[0].numel() * CODE_MAX)
-        return inside, (grad_step * gain).to(step.dtype), None, None
+        return inside, (grad_step * gain).to(scale.dtype), None, None, None
 
 
 def _first_step(code_max: int, weight: Tensor) -> Tensor:
@@ -180,17 +195,6 @@ def _first_step(code_max: int, weight: Tensor) -> Tensor:
     mean = magnitudes.sum(1) / magnitudes.count_nonzero(1).clamp_min(1)
     step = 2 * mean / math.sqrt(code_max)
     return step.view(-1, *[1] * (weight.ndim - 1))
-
-
-def _stepped(
-    quantizer: LearnedWeightFakeQuant | LearnedActivationFakeQuant, scale: Tensor
-) -> Tensor:
-    """Returns the scale to compute with: in training the step itself, moved into its interval."""
-    if not quantizer.training:
-        return scale
-    with torch.no_grad():
-        quantizer.step.copy_(scale)
-    return quantizer.step
 
 
 def _difference(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
