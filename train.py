@@ -7,24 +7,26 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from pqd import schema, sweep
+from pqd.objectives import values
 
 schema.register()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(cfg: DictConfig) -> float | None:
+def main(cfg: DictConfig) -> float | list[float] | None:
     """Checks and runs one configuration; Hydra calls it once per job of a sweep.
 
     Returns:
-        The accuracy of the deployed network on the test split, in %, which sweepers of Hydra's
-        that optimize look for; None if the run failed.
+        `objectives` of the run, which sweepers of Hydra's that optimize look for: one figure, or
+        a list of several; None if the run did not complete. None is of the test split.
     """
     with sweep.job(cfg):
         settings = schema.parse(cfg)
         from pqd import pipeline  # slow to import: a mistake in the configuration need not wait
 
-        final = pipeline.run(settings, Path(HydraConfig.get().runtime.output_dir)).final
-        return final.accuracy if final else None
+        result = pipeline.run(settings, Path(HydraConfig.get().runtime.output_dir))
+        found = values(result, settings.objectives)
+        return found[0] if found and len(found) == 1 else found
     return None
 
 

@@ -2,9 +2,14 @@
 
     python benchmarks/channels.py                       # resnet18, a quarter of the MACs; minutes
     python benchmarks/channels.py --macs 0.5 --round-to 16
+    python benchmarks/channels.py --sweep --network RUN # which round_to? 1, 4, 8, 16 and 32
 
 The dense network and the one with fewer channels are quantized alike and measured interleaved, on
 one thread, batch 1; then both are trained in turns, all three of weights, ranges and batch norms.
+
+A sweep compares multiples that channels are kept in, at the same budget: what coarse ones gain in
+latency, they lose in importance, the mean over channel groups of the share that the best channels
+hold. Only of a trained network does that mean much.
 """
 
 import argparse
@@ -13,7 +18,9 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -29,6 +36,7 @@ from pqd.devices import resolve_device, resolve_precision
 from pqd.export.onnx_file import write_onnx
 from pqd.graph.channels import channels
 from pqd.measure import latency
+from pqd.networks import load_network
 from pqd.pruning.channels import narrowed
 from pqd.pruning.cost import Shapes, allocate, levels
 from pqd.pruning.importance import magnitude
@@ -39,8 +47,13 @@ IMAGE = (3, 32, 32)
 BARS = {"openvino": 0.45, "onnxruntime": 0.32}  # of the dense network's time, at a quarter
 
 
-def pruned(dense: fx.GraphModule, macs: float, round_to: int) -> tuple[fx.GraphModule, float]:
-    """Returns the network with fewer channels, and its share of the MACs."""
+MULTIPLES = 1, 4, 8, 16, 32
+
+
+def pruned(
+    dense: fx.GraphModule, macs: float, round_to: int
+) -> tuple[fx.GraphModule, float, float]:
+    """Returns the network with fewer channels, and its shares of MACs and importance."""
     model = copy.deepcopy(dense)
     found = channels(model, IMAGE)
     shapes = Shapes(model, found)
@@ -48,7 +61,47 @@ def pruned(dense: fx.GraphModule, macs: float, round_to: int) -> tuple[fx.GraphM
     allowed = [levels(group.units, group.width, round_to, round_to) for group in found.groups]
     units = allocate(values, allowed, shapes.macs, macs * shapes.macs(shapes.dense))
     attach(model, narrowed(model, found.groups, units))
-    return model, shapes.macs(units) / shapes.macs(shapes.dense)
+    best = zip(values, units, strict=True)
+    held = statistics.fmean(np.sort(each)[::-1][:n].sum() / each.sum() for each, n in best)
+    return model, shapes.macs(units) / shapes.macs(shapes.dense), held
+
+
+def quantized(models: dict[str, fx.GraphModule]) -> dict[str, fx.GraphModule]:
+    for model in models.values():
+        attach(model, FakeQuantization(127))
+        calibrate(model, [torch.randn(8, *IMAGE)])
+    return models
+
+
+def measured(models: dict[str, fx.GraphModule], min_seconds: float) -> list[dict[str, Any]]:
+    """Measures INT8 networks interleaved in every runtime; see `pqd.measure.latency`."""
+    settings = RuntimeConfig(list(BARS), [1], [1], min_seconds=min_seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: Path(folder, f"{name}.onnx") for name in models}
+        for name, path in files.items():
+            write_onnx(models[name], path, IMAGE, {})
+        return latency(files, settings, IMAGE)
+
+
+def sweep(dense: fx.GraphModule, args: argparse.Namespace) -> Table:
+    """Returns what each multiple of channels costs and keeps at the same budget."""
+    models, shares = {"dense": dense}, {"dense": (1.0, 1.0)}
+    for round_to in MULTIPLES:
+        model, macs, importance = pruned(dense, args.macs, round_to)
+        models[str(round_to)], shares[str(round_to)] = model, (macs, importance)
+    rows = measured(quantized(models), args.min_seconds)
+    here = [name for name in BARS if any(row["runtime"] == name for row in rows)]
+    found = Table("round_to", "MACs", "importance", *(f"{name}, ms" for name in here))
+    found.caption = "in brackets the 95 % interval of the speed over dense; † noisy"
+    for name, (macs, importance) in shares.items():
+        cells = []
+        for runtime in here:
+            (row,) = (r for r in rows if (r["model"], r["runtime"]) == (name, runtime))
+            low, high = row["speedup_interval"] or (1.0, 1.0)
+            noisy = " †" if row["noisy"] else ""
+            cells.append(f"{row['p50_ms']:.3f}{noisy} ({low:.2f} to {high:.2f})")
+        found.add_row(name, f"{macs:.3f}", f"{importance:.3f}", *cells)
+    return found
 
 
 def images_per_s(models: dict[str, fx.GraphModule], args: argparse.Namespace) -> dict[str, float]:
@@ -82,6 +135,8 @@ def images_per_s(models: dict[str, fx.GraphModule], args: argparse.Namespace) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--network", type=Path, help="a run's folder, or its model.safetensors")
+    parser.add_argument("--sweep", action="store_true", help="compare values of round_to")
     parser.add_argument("--macs", type=float, default=0.25, help="share of the dense network's")
     parser.add_argument("--round-to", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=128, help="of training")
@@ -90,21 +145,19 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.manual_seed(0)
-    dense = backbones.build(BackboneConfig(args.backbone, args.backbone), 10, 3, IMAGE[1])
-    small, share = pruned(dense, args.macs, args.round_to)
-    models = {"dense": dense, "pruned": small}
-    for model in models.values():
-        attach(model, FakeQuantization(127))
-        calibrate(model, [torch.randn(8, *IMAGE)])
     console = Console()
-    console.print(f"{args.backbone}: {share:.3f} of the MACs")
+    if args.network:
+        dense = load_network(args.network, quantized=False)
+    else:
+        dense = backbones.build(BackboneConfig(args.backbone, args.backbone), 10, 3, IMAGE[1])
+    if args.sweep:
+        console.print(sweep(dense, args))
+        return
+    small, share, _ = pruned(dense, args.macs, args.round_to)
+    models = quantized({"dense": dense, "pruned": small})
+    console.print(f"{args.network or args.backbone}: {share:.3f} of the MACs")
     table = Table("", "dense", "pruned", "ratio", "95 %", "bar at 0.25")
-    settings = RuntimeConfig(list(BARS), [1], [1], min_seconds=args.min_seconds)
-    with tempfile.TemporaryDirectory() as folder:
-        files = {name: Path(folder, f"{name}.onnx") for name in models}
-        for name, path in files.items():
-            write_onnx(models[name], path, IMAGE, {})
-        rows = latency(files, settings, IMAGE)
+    rows = measured(models, args.min_seconds)
     for runtime, bar in BARS.items():
         ms = {row["model"]: row for row in rows if row["runtime"] == runtime}
         if not ms:

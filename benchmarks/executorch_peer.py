@@ -28,6 +28,7 @@ from pqd.constraints.quantization import FakeQuantization
 from pqd.export.executorch_file import write_executorch
 from pqd.export.onnx_file import write_onnx
 from pqd.measure import provenance
+from pqd.measure.graph import Input
 from pqd.measure.protocol import summarize
 from pqd.measure.timings import measure, random_images
 from pqd.runtimes import Array, usable
@@ -81,7 +82,7 @@ def compare(backbone: str, folder: Path, settings: RuntimeConfig) -> list[dict[s
     pt2e(network, files[PEER], batches)
     ours(network, files[OURS], batches)
     runtime = usable("executorch")
-    images = random_images((IMAGES, *SHAPE), 1)
+    images = random_images(Input(SHAPE), IMAGES, 1)
     own = usable("onnxruntime").open(files[OURS].with_suffix(".onnx"), 1)(images).argmax(1)
     found = runtime.open(files[OURS], 1)(images).argmax(1)
     facts = {
@@ -96,7 +97,7 @@ def compare(backbone: str, folder: Path, settings: RuntimeConfig) -> list[dict[s
     rows = []
     for threads in settings.threads:
         times, others = measure(
-            runtime, files, threads, random_images((1, *SHAPE), settings.seed), settings
+            runtime, files, threads, random_images(Input(SHAPE), 1, settings.seed), settings
         )
         figures = summarize(times, settings, base=FP32)
         over, interval = ratio(times, OURS, PEER, settings.seed)

@@ -25,10 +25,10 @@ from pqd.config import RuntimeConfig
 def measure(run: Path, settings: RuntimeConfig) -> dict[str, Any]:
     """Returns the row of the final network, measured in this process."""
     from pqd.measure import latency
-    from pqd.measure.graph import input_shape
+    from pqd.measure.graph import input_of
 
     models = {"dense": run / "dense.onnx", "final": run / "model.onnx"}
-    return latency(models, settings, input_shape(models["final"]))[-1]
+    return latency(models, settings, input_of(models["final"]).shape)[-1]
 
 
 def main() -> None:

@@ -13,9 +13,11 @@ from pqd import backbones, data
 from pqd.backbones.build import BUILDERS
 from pqd.config import BackboneConfig, TrainConfig
 from pqd.constraints import attach
+from pqd.constraints.fusion import fused
+from pqd.constraints.lsq import LearnedSteps
 from pqd.constraints.mask import Masks, set_masks
 from pqd.constraints.quantization import FakeQuantization
-from pqd.devices import resolve_device, resolve_precision
+from pqd.devices import keep_freed_memory, resolve_device, resolve_precision
 from pqd.schema import schema
 from pqd.stages import Context
 from pqd.stages.baseline import Baseline
@@ -25,7 +27,7 @@ from pqd.stages.quantize import calibrate
 from pqd.stages.teachers import frozen
 from pqd.training import LossFn, make_optimizer, make_train_step
 
-VARIANTS = ("dense", "masked", "qat", "kd", "all")
+VARIANTS = ("dense", "masked", "qat", "lsq", "kd", "all")
 LR = 0.01
 Step = Callable[[], object]
 
@@ -42,6 +44,8 @@ class Bench:
         )
         self.device = resolve_device(args.device)
         self.precision = resolve_precision(args.precision, self.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()  # as `fit` does
         self.compiled = args.compile == "true"
         self.backbone = args.backbone
         self.clock = time.process_time if args.cpu_time else time.perf_counter
@@ -64,9 +68,10 @@ class Bench:
         if name in ("masked", "all"):
             attach(model, Masks(prunable_layers(model, PruneSettings())))
             set_masks(model, 0.8, "global")
-        if name in ("qat", "all"):
-            attach(model, FakeQuantization(127))
+        if name in ("qat", "lsq", "all"):
+            attach(model, LearnedSteps(127) if name == "lsq" else FakeQuantization(127))
             calibrate(model, [self.images])
+        model = fused(model)
         if name not in ("kd", "all"):
             return self.step(model.train(), self.plain)
         stage = Distill(self.context)

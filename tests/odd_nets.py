@@ -87,6 +87,32 @@ class Dense(Odd):
         return torch.relu(self.transition(torch.cat(features, 1)))
 
 
+class PreActivation(Odd):
+    """Batch norms behind sums, as in wide residual networks; one gain is below 0, one is 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.Sequential(
+                nn.BatchNorm2d(16),
+                nn.ReLU(),
+                nn.Conv2d(16, 16, 3, padding=1, bias=False),
+                nn.BatchNorm2d(16),
+                nn.ReLU(),
+                nn.Conv2d(16, 16, 3, padding=1, bias=False),
+            )
+            for _ in range(2)
+        )
+        self.norm = nn.BatchNorm2d(16)
+        for norm in (self.branches[1][0], self.norm):
+            norm.weight.data[:2] = torch.tensor([-0.7, 0.0])
+
+    def middle(self, x: Tensor) -> Tensor:
+        for branch in self.branches:
+            x = x + branch(x)
+        return torch.relu(self.norm(x))
+
+
 class Split(Odd):
     """Res2Net's hierarchy of splits, and slices."""
 

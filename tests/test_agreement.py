@@ -18,8 +18,9 @@ from pqd.errors import UserError
 from pqd.export.deploy import deployed
 from pqd.export.onnx_file import write_onnx
 from pqd.graph.view import Graph
-from pqd.runtimes import usable
+from pqd.runtimes import get, usable
 from pqd.runtimes.onnx_runtime import MOVES, operations
+from pqd.scheme import Scheme
 from pqd.stages.quantize import calibrate
 
 # The values that have quantizers (joined ones have one, called after the first), how often each
@@ -39,7 +40,25 @@ EXPECTED = {
     ),
     odd_nets.Dense: (
         {"x": 1, "stem_2": 3, "first_1": 1, "second_1": 1, "relu": 1, "last_2": 1, "pool": 1},
-        {"BatchNormalization": 2, "Relu": 1},
+        {"Relu": 1},  # of a value that is joined with some below zero
+    ),
+    odd_nets.PreActivation: (
+        {
+            "x": 1,
+            "stem_2": 1,
+            "branches_0_1": 1,
+            "branches_0_4": 1,
+            "branches_0_5": 1,
+            "add": 1,
+            "branches_1_1": 1,
+            "branches_1_4": 1,
+            "branches_1_5": 1,
+            "add_1": 1,
+            "relu": 1,
+            "last_2": 1,
+            "pool": 1,
+        },
+        {},
     ),
     odd_nets.Split: (
         {"x": 1, "stem_2": 3, "add": 1, "last_2": 1, "pool": 1},
@@ -146,6 +165,56 @@ class TestKinds:
             name for name in operations(path) if name not in MOVES and not name.startswith("Q")
         ]
         assert Counter(floats) == EXPECTED[kind][1]
+
+
+class TestNorms:
+    """Batch norms between quantizers, as each engine wants them."""
+
+    IMAGES = odd_nets.data(2000, 3)[0]
+
+    @pytest.fixture(scope="class")
+    def networks(self):
+        """By form, the fake-quantized network, rounded; both hold the same values."""
+        found = {}
+        for form in ("convolution", "norm"):
+            model = odd_nets.trained(odd_nets.PreActivation)
+            constrain(model, FakeQuantization(127, Scheme(norms=form)))
+            calibrate(model, [odd_nets.data(256, 1)[0]])
+            round_biases(model)
+            found[form] = model
+        return found
+
+    def test_both_forms_are_the_trained_network(self, networks):
+        with torch.no_grad():
+            trained = networks["norm"](self.IMAGES)
+            forms = {form: deployed(model)(self.IMAGES) for form, model in networks.items()}
+        for logits in forms.values():
+            assert (logits.argmax(1) == trained.argmax(1)).float().mean() >= 0.998
+        assert (forms["norm"] - forms["convolution"]).abs().mean() < 1e-3 * trained.std()
+
+    def test_each_engine_computes_its_own_form_in_integers(self, networks, tmp_path):
+        pytest.importorskip("openvino")
+        floats = {}
+        for form, model in networks.items():
+            write_onnx(model, tmp_path / f"{form}.onnx", (3, 8, 8), {})
+            for name in ("onnxruntime", "openvino"):
+                floats[form, name] = usable(name).float_compute_nodes(tmp_path / f"{form}.onnx")
+        for name in ("onnxruntime", "openvino"):
+            scheme = get(name).scheme
+            assert floats[scheme.norms, name] == 0
+            other = {"norm": "convolution", "convolution": "norm"}[scheme.norms]
+            assert floats[other, name] >= 2
+
+    def test_one_that_others_read_in_float_stays(self):
+        class Returned(odd_nets.PreActivation):
+            def middle(self, x):
+                x = self.norm(x + self.branches[0](x))
+                return torch.relu(x) + x.exp()
+
+        model = odd_nets.trained(Returned)
+        constrain(model, FakeQuantization(127))
+        calibrate(model, [odd_nets.data(64, 1)[0]])
+        assert type(deployed(model).norm) is nn.BatchNorm2d
 
 
 class TestPlacement:

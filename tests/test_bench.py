@@ -19,9 +19,10 @@ from pqd.measure import bench, images, predict, timings
 from pqd.measure.table import advice, latency_table
 from pqd.networks import Blueprint, save_network
 from pqd.package import pack
+from pqd.runtimes import REFERENCE
 from tiny_onnx import METADATA, float_network, int8_network, write
 
-QUICK = RuntimeConfig(threads=[1], min_calls=4, min_seconds=0.0, blocks=2)
+QUICK = RuntimeConfig([REFERENCE], threads=[1], min_calls=4, min_seconds=0.0, blocks=2)
 
 
 def test_bench_writes_a_record_beside_what_it_measures(tmp_path, monkeypatch, caplog):
@@ -58,7 +59,7 @@ def test_bench_writes_a_record_beside_what_it_measures(tmp_path, monkeypatch, ca
 def test_bench_measures_accuracy_where_the_data_set_is(tmp_path, caplog):
     config = asdict(DatasetConfig(name="digits", root=""))
     int8_network(tmp_path / "model.onnx")
-    assert bench._accuracies(tmp_path, QUICK) == {}
+    assert bench._accuracies(tmp_path, QUICK.names) == {}
     fingerprint = load_dataset(DatasetConfig(name="digits", root="")).fingerprint
     write(
         tmp_path / "model.onnx",
@@ -72,12 +73,12 @@ def test_bench_measures_accuracy_where_the_data_set_is(tmp_path, caplog):
     )
     record = {"config": {"dataset": config}, "final": {"dataset": fingerprint}}
     (tmp_path / "result.json").write_text(json.dumps(record))
-    found = bench._accuracies(tmp_path, QUICK)
+    found = bench._accuracies(tmp_path, QUICK.names)
     assert list(found) == ["onnxruntime"]
     assert 0.0 < found["onnxruntime"] < 40.0  # random weights
     record["final"]["dataset"] = "0" * 16
     (tmp_path / "result.json").write_text(json.dumps(record))
-    assert bench._accuracies(tmp_path, QUICK) == {}
+    assert bench._accuracies(tmp_path, QUICK.names) == {}
     assert "the images found are not those of the run" in caplog.text
 
 
@@ -167,9 +168,9 @@ def test_the_table_shows_the_fastest_first_and_what_is_missing():
     cells = list(zip(*(column.cells for column in table.columns), strict=True))
     assert str(table.title) == r"runs/\[a]"
     assert cells == [
-        ("OpenVINO", "int8", "2", "1", "0.123", "0.111 to 0.136", "64.8x", "58.3 to 71.3", ""),
-        ("ONNX Runtime", "int8", "1", "1", "2", "1.8 to 2.2", "4x", "3.6 to 4.4", "noisy"),
-        ("ONNX Runtime", "dense", "1", "1", "8", "7.2 to 8.8", "1x", "0.9 to 1.1", ""),
+        ("OpenVINO", "int8", "2", "1", "0.123", "0.111 to 0.136", "64.8×", "58.3 to 71.3", ""),
+        ("ONNX Runtime", "int8", "1", "1", "2", "1.8 to 2.2", "4×", "3.6 to 4.4", "noisy"),
+        ("ONNX Runtime", "dense", "1", "1", "8", "7.2 to 8.8", "1×", "0.9 to 1.1", ""),
         ("OpenVINO", "int8", "2", "8", "1201", "1081 to 1321", "", "", ""),
         ("PyTorch eager", "failed", *[""] * 7),
         ("PyTorch compiled", "not measured", *[""] * 7),
@@ -179,18 +180,29 @@ def test_the_table_shows_the_fastest_first_and_what_is_missing():
 def test_what_to_deploy_with_is_the_fastest_of_the_deployable_model():
     rows = timings.Latencies()
     rows += [row("openvino", "dense", 1, 1, 0.1), row("onnxruntime", "int8", 2, 1, 2.0)]
-    line = "fastest here: ONNX Runtime on 2 threads, int8, 2 ms for a batch of 1"
+    line = "deploy here with ONNX Runtime on 2 threads: int8 takes 2 ms for a batch of 1"
     assert advice(rows) == line
     rows.append(row("openvino", "int8", 1, 8, 0.5))
     assert advice(rows) == line  # another batch size does not compare
     rows.append(row("openvino", "int8", 1, 1, 0.5, noisy=True))
     assert advice(rows) == (
-        "fastest here: OpenVINO on 1 thread, int8, 0.5 ms for a batch of 1 "
+        "deploy here with OpenVINO on 1 thread: int8 takes 0.5 ms for a batch of 1 "
         "(noisy: measure again while nothing else runs)"
     )
     only = timings.Latencies()
-    only.append(row("torch", "dense", 1, 1, 9.0))
-    assert advice(only) == "fastest here: PyTorch eager on 1 thread, dense, 9 ms for a batch of 1"
+    only.append(row("torch", "dense", 1, 1, 9.0, 1.0))
+    line = "deploy here with PyTorch eager on 1 thread: dense takes 9 ms for a batch of 1"
+    assert advice(only) == line
+
+
+@pytest.mark.parametrize(
+    ("speedup", "words"), [(2.0, "2.00× as fast as"), (0.8, "1.25× slower than")]
+)
+def test_a_factor_below_one_is_no_speed_up(speedup, words):
+    rows = timings.Latencies()
+    rows.append(row("openvino", "int8", 1, 1, 2.0, speedup))
+    assert advice(rows).endswith(f"2 ms for a batch of 1, {words} dense FP32")
+    assert "speed-up" not in [str(column.header) for column in latency_table("a", rows).columns]
 
 
 def test_predict_names_the_class_of_images(tmp_path):
@@ -390,7 +402,10 @@ def two_inputs(model):
         (empty, "{} is no ONNX file, or a damaged one"),
         (truncated, "{} is no ONNX file, or a damaged one"),
         (huge, "{} is larger than 2 GiB, more than an ONNX file can be"),
-        (half_precision, "{} takes images of float16; float (32 bits) is accepted"),
+        (
+            half_precision,
+            "{} takes images of float16; float (32 bits) is accepted, and uint8 [B, H, W, 1 or 3]",
+        ),
         (four_images, "{} takes batches of 4 only; give --batch 4"),
         (two_inputs, "{} does not take images [batch, C, H, W] of a fixed size"),
     ],

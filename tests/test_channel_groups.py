@@ -12,7 +12,7 @@ from pqd.constraints.lsq import LearnedSteps
 from pqd.constraints.quantization import FakeQuantization
 from pqd.graph.channels import channels
 
-NAMED = ["resnet8", "resnet18", "resnet20", "vgg16_bn", "wrn28_10"]
+NAMED = ["resnet8", "resnet18", "resnet18_imagenet_stem", "resnet20", "vgg16_bn", "wrn28_10"]
 TIMM = [
     "mobilenetv2_050",
     "mobilenetv3_small_050",

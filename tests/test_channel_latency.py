@@ -61,7 +61,7 @@ def machine(monkeypatch):
     """A machine that takes `OVERHEAD` and `PER_MAC`, and counts what it measures."""
     asked = []
 
-    def write(network, narrowed, path, image):
+    def write(network, narrowed, path, image, scheme):
         smaller = copy.deepcopy(network)
         if narrowed is not None:
             narrowed.attach(smaller)
@@ -100,6 +100,19 @@ class TestVerdict:
         assert (measured["runtime"], measured["threads"], measured["batch_size"]) == (
             "onnxruntime", 1, 1,
         )  # fmt: skip
+
+    def test_a_speed_up_of_one_keeps_all_channels_whatever_is_measured(
+        self, model, machine, monkeypatch
+    ):
+        drawn = iter(np.linspace(1.0, 3.0, 100))  # a machine that gets slower and slower
+
+        def times(self, files, image):
+            return {name: [np.array([next(drawn)])] * 6 for name in files}
+
+        monkeypatch.setattr(Target, "times", times)
+        found = shape(prune(speedup=1.0), model)
+        assert found["macs"] == found["parameters"] == 1.0
+        assert found["measured"]["dense_ms"] == found["measured"]["pruned_ms"] == 1.0
 
     def test_a_latency_is_met_as_measured(self, model, machine):
         found = shape(prune(latency_ms=0.5), model)

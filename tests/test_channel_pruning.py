@@ -21,6 +21,7 @@ from pqd.constraints.mask import masks, sparsity
 from pqd.data import Batch
 from pqd.errors import UserError
 from pqd.graph.channels import channels
+from pqd.identity import run_name
 from pqd.pruning.cost import Shapes, allocate, levels
 from pqd.pruning.importance import magnitude, taylor
 from pqd.stages import STAGES
@@ -298,3 +299,19 @@ class TestBadInput:
             UserError, match=r"no channel of this network can be removed.*: softmax"
         ):
             prune(macs=0.5).attach(model)
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"what": "channels", "sparsity": 0.0, "macs": 0.5}, "tiny_digits_p_macs0.5_seed0"),
+        ({"what": "channels", "sparsity": 0.0, "speedup": 2.0}, "tiny_digits_p_x2_seed0"),
+        ({"what": "channels_and_weights", "speedup": 2.0}, "tiny_digits_p_s0.8_x2_seed0"),
+        (
+            {"what": "channels_and_weights", "sparsity": 0.0, "parameters": 0.3},
+            "tiny_digits_p_params0.3_seed0",
+        ),
+    ],
+)
+def test_a_runs_name_holds_its_budget_and_no_sparsity_that_is_not_asked_for(given, name):
+    assert run_name(configs.config("p", prune=settings("prune", **given))) == name

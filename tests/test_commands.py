@@ -247,14 +247,13 @@ class TestFilesFromElsewhere:
         folder.mkdir()
         model.rename(folder / "model.onnx")
         environment = {"PYTHONIOENCODING": "ascii"}
-        done = call(
-            [*PQD, "bench", folder / "model.onnx", "--threads", "1"], environment=environment
-        )
+        command = [*PQD, "bench", folder / "model.onnx", "--threads", "1"]
+        done = call([*command, "--runtime", "onnxruntime"], environment=environment)
         assert (done.returncode, done.stderr) == (0, "")
         *table, line, path = done.stdout.splitlines()
         assert table[0].rstrip() == f"{tmp_path}/gr??e/model.onnx"
         assert "ONNX Runtime" in table[4]
-        assert line.startswith("fastest here: ONNX Runtime on 1 thread, int8, ")
+        assert line.startswith("deploy here with ONNX Runtime on 1 thread: int8 takes ")
         (record,) = folder.glob("*.json")
         assert path == f"{tmp_path}/gr??e/{record.name}"
 

@@ -18,7 +18,7 @@ from pqd.sweep import mistake
 CONF = Path(__file__).parents[1] / "conf"
 OPTIONS = [
     (group.relative_to(CONF).as_posix(), path.stem)
-    for group in sorted(p for p in CONF.rglob("*") if p.is_dir())
+    for group in sorted(p for p in CONF.rglob("*") if p.is_dir() and p.name != "wandb")
     for path in sorted(group.glob("*.yaml"))
 ]
 SIX = {"pqd", "pdq", "qpd", "qdp", "dpq", "dqp"}
@@ -106,6 +106,10 @@ def test_the_budget_scales_all_epochs():
         ("train.precision=fp16", "choose from: auto, bf16, fp32"),
         ("runtime.names=[tensorrt]", "runtime.names=tensorrt is unknown"),
         ("dataset.validation=0", "dataset.validation=0.0 is outside (0, 1)"),
+        ("dataset.resize=squeeze", "dataset.resize=squeeze is unknown"),
+        ("dataset.mean=[123.7]", "dataset.mean=123.7 is outside [0, 1]"),
+        ("dataset.std=[0]", "dataset.std=0.0 is outside (0, 1]"),
+        ("dataset.std=wide", "dataset.std"),
         ("distill.cache_logits=true", "needs images that are the same in every epoch"),
     ],
 )
@@ -136,6 +140,8 @@ def test_a_mistake_is_one_line(override, line):
         ),
         ("quantize.reduce_range=true", "quantize.reduce_range is now quantize.weight_bits, e.g. "),
         ("model=resnet18", "model is now backbone"),
+        ("tags=[a]", "tags is now logger.tags"),
+        ("+stop_below.prun=80", "stop_below=prun is unknown (did you mean prune?); choose from: "),
         ("model.name=resnet18", "model.name is now backbone.name"),
     ],
 )

@@ -284,8 +284,6 @@ def test_one_class_is_too_few(tmp_path):
         own(tmp_path)
 
 
-def test_too_many_pixels_for_the_memory(folder):
-    with pytest.raises(
-        UserError, match=r"8 images of 1000000x1000000 pixels need .* GiB of memory"
-    ):
+def test_too_many_pixels_for_the_disk(folder):
+    with pytest.raises(UserError, match=r"8 images of 1000000x1000000 pixels need .* GiB of disk"):
         own(folder, image_size=10**6)

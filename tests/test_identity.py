@@ -85,8 +85,10 @@ def test_keys_waves_and_reports_agree(key):
     else:
         assert (wanted[0] != wanted[1]) == (decides is not Decides.NOTHING)
         *made, figures = zip(*wanted, strict=True)
-        if decides is Decides.FIGURES:
-            assert all(one == two for one, two in made)
+        if decides in (Decides.FILES, Decides.FIGURES):
+            *trained, dense, artifact = (one == two for one, two in made)
+            assert all(trained)
+            assert dense == artifact == (decides is Decides.FIGURES)
             assert figures[0] != figures[1]
 
     # What a report knows of an option it knows from the same declaration.

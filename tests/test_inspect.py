@@ -287,12 +287,13 @@ class TestWords:
     def test_what_hurts_most(self):
         assert worst(self.LAYERS, 1000) == (
             "What hurts most: QLinearAdd, in all its places, takes 50.0 % of the time in ONNX "
-            "Runtime; conv1 takes 30.0 % of the package; quantization changes the outputs of fc "
-            "most, by 12.3 %."
+            "Runtime; conv1 takes 30.0 % of the package; quantization changes the weights of fc "
+            "most, by 1.00 %, and what fc puts out by 12.3 %."
         )
         assert worst(self.LAYERS[:2]) == (
             "What hurts most: fc takes 30.0 % of the time in ONNX Runtime for 75.0 % of the MACs; "
-            "quantization changes the outputs of fc most, by 12.3 %."
+            "quantization changes the weights of fc most, by 1.00 %, and what fc puts out by "
+            "12.3 %."
         )
         assert worst([]) == ""
 

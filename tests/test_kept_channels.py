@@ -20,7 +20,7 @@ from pqd.export.onnx_file import write_onnx
 from pqd.graph.channels import channels
 from pqd.stages.quantize import calibrate
 
-NAMED = ["resnet8", "resnet20", "resnet18", "vgg16_bn"]
+NAMED = ["resnet8", "resnet20", "resnet18", "resnet18_imagenet_stem", "vgg16_bn"]
 WIDE = pytest.param("wrn28_10", marks=pytest.mark.slow)
 TIMM = ["mobilenetv2_050", "regnetx_002", "densenet121", "legacy_seresnet18", "ghostnet_050"]
 

@@ -308,7 +308,7 @@ def test_a_runtime_that_fails_says_why(tmp_path, monkeypatch, caplog):
 def test_rows_say_what_others_took(tmp_path, monkeypatch, share, noisy):
     monkeypatch.setattr(timings, "measure", lambda *_: ({"dense": [np.full(5, 2.0)] * 6}, share))
     models = {"dense": float_network(tmp_path / "a.onnx")}
-    (row,) = measure.latency(models, RuntimeConfig(threads=[1]), (1, 4, 4))
+    (row,) = measure.latency(models, RuntimeConfig(["onnxruntime"], [1]), (1, 4, 4))
     assert (row["others_share"], row["noisy"]) == (share, noisy)
     assert row["macs"] == measure.macs(models["dense"])
     assert row["cpus"] == cpu.cores()[:1]

@@ -73,13 +73,13 @@ NAME = "n" * 300
         (["-m", "hydra.sweep.dir=s", f"hydra.sweep.subdir={NAME}"], ": File name too long"),
         (["hydra.run.dir=run", "cache.dir={file}"], "cache.dir={file} cannot be made: File exists"),
         (["-m", "--cfg=job"], "Only one of --run, --multirun, --cfg, --info and --shell_compl"),
-        (["--experimental-rerun=none.pickle"], "File none.pickle does not exist!"),
-        (["hydra/sweeper=optuna"], "hydra/sweeper=optuna is unknown; choose from: basic, waves"),
+        (["--experimental-rerun=none.pickle"], "; `pqd rerun FOLDER` repeats a run"),
+        (["--exp", "none.pickle"], "--experimental-rerun reads a pickle, which can run any code"),
+        (["hydra/sweeper=optuna"], "hydra/sweeper=optuna is unknown; choose from: basic, search, "),
         (["hydra.run.dri=x"], "Could not override 'hydra.run.dri'. Key 'dri' not in 'RunDir'"),
         (["--config-dir={folder}", "+own=bad"], "ParserError: while parsing a flow sequence"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Experimental rerun", "ignore:Config overrides are not")
 def test_a_mistake_is_one_line(train, tmp_path, arguments, line):
     (tmp_path / "file").write_text("")
     (tmp_path / "own").mkdir()
@@ -164,15 +164,25 @@ def test_a_file_without_space_is_named(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("failing", "objective"), [(False, 98.5), (True, None)])
-def test_what_sweepers_that_optimize_get(tmp_path, monkeypatch, failing, objective):
-    """The accuracy of the deployed network."""
+@pytest.mark.parametrize(
+    ("failing", "objectives", "returned"),
+    [
+        (False, None, 97.5),
+        (False, "[latency_ms,validation_accuracy]", [2.0, 97.5]),
+        (False, "[package_bytes]", None),  # not measured
+        (True, None, None),
+    ],
+)
+def test_what_sweepers_that_optimize_get(tmp_path, monkeypatch, failing, objectives, returned):
+    """Figures that were not measured on the test split, which is 98.5 % here."""
 
     def run(settings, folder):
         if failing:
             raise UserError("the images are gone")
-        final = result.Final(dense_accuracy=99.0, accuracy=98.5, sparsity=0.0)
-        return result.Result("a run", "completed", {}, final=final)
+        latency = [result.Latency("onnxruntime", "int8", 1, 1, 2.0)]
+        final = result.Final(dense_accuracy=99.0, accuracy=98.5, sparsity=0.0, latency=latency)
+        stages = [result.StageResult("baseline", "key", 1.0, validation_accuracy=97.5)]
+        return result.Result("a run", "completed", {}, stages=stages, final=final)
 
     places = SimpleNamespace(cwd=str(tmp_path), output_dir=str(tmp_path))
     fake = SimpleNamespace(mode=RunMode.RUN, runtime=places)
@@ -183,8 +193,8 @@ def test_what_sweepers_that_optimize_get(tmp_path, monkeypatch, failing, objecti
     monkeypatch.chdir(ROOT)
     main = runpy.run_path(str(ROOT / "train.py"), run_name="train")["main"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("config", [*TINY])
-    assert main(cfg) == objective
+        cfg = compose("config", [*TINY, *([f"objectives={objectives}"] if objectives else [])])
+    assert main(cfg) == returned
     assert launch._job_failed == failing
 
 

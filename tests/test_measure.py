@@ -47,11 +47,11 @@ def test_macs_are_counted_from_shapes(tmp_path):
 def test_what_an_onnx_file_is(tmp_path):
     dense, int8 = float_network(tmp_path / "a.onnx"), int8_network(tmp_path / "b.onnx")
     assert (measure.is_quantized(dense), measure.is_quantized(int8)) == (False, True)
-    assert graph.input_shape(dense) == (1, 4, 4)
+    assert graph.input_of(dense) == graph.Input((1, 4, 4))
     node = helper.make_node("GlobalMaxPool", ["input"], ["logits"])
     sizeless = write(tmp_path / "c.onnx", [node], {}, size="any")
     with pytest.raises(UserError, match="does not take images"):
-        graph.input_shape(sizeless)
+        graph.input_of(sizeless)
 
 
 # The CPU

@@ -18,7 +18,7 @@ from pqd.report import build, figures, points, style
 from pqd.report.cases import cases, distinct
 from pqd.report.load import load
 from pqd.report.view import view
-from pqd.result import DENSE, Final, Provenance
+from pqd.result import DENSE, Final, Layer, Provenance
 from report_runs import (
     ORDERS,
     latency,
@@ -294,26 +294,35 @@ def test_orders_with_other_stages_are_in_tables_plots_and_verdicts(tmp_path, let
 # --- figures
 
 
-def test_a_dense_network_far_off_is_a_line_and_does_not_stretch_the_axis(tmp_path):
+def test_what_costs_far_more_is_at_the_margin_and_does_not_stretch_the_axis(tmp_path):
     write_orders(tmp_path, {"pqd": [80.0], "pdq": [81.0]})
     near = view(load([tmp_path])).families[0].frontiers[0]
     figure = figures.frontier(near)
-    assert near.apart.order == DENSE
+    assert [[p.order for p in slot] for slot in near.apart] == [[DENSE]]
     assert "(KiB" in figure["layout"]["xaxis"]["title"]["text"]
     (dense,) = [trace for trace in figure["data"] if trace.get("meta") == DENSE]
-    assert dense["mode"] == "lines+text"
-    assert dense["text"][0].startswith("dense: 90.00 %, 1.05 MiB")
-    costs = [x for trace in figure["data"] for x in trace["x"]]
+    assert dense["customdata"] == ["1.05<br>MiB"]  # by which the page knows it
+    costs = [x for trace in figure["data"] if "customdata" not in trace for x in trace["x"]]
     assert max(costs) < 1.2 * min(costs)
-    write_orders(tmp_path, {"d": [85.0]})  # as large as the dense network
-    assert view(load([tmp_path])).families[0].frontiers[0].apart is None
+    # The orders that skip a stage cost more, too: those of about one cost share a place.
+    write_orders(tmp_path, {"d": [85.0], "none": [90.0], "q": [89.0], "p": [88.0]})
+    wide = view(load([tmp_path])).families[0].frontiers[0]
+    assert [[p.order for p in slot] for slot in wide.apart] == [["p", "q"], ["none", "d"], [DENSE]]
+    assert {p.order for p in wide.near} == {"pqd", "pdq"}
+    assert wide.unit[0] == "KiB"
+
+
+def test_single_techniques_alone_are_no_ones_margin(tmp_path):
+    write_orders(tmp_path, {"d": [85.0], "p": [88.0]})
+    (size, *_) = view(load([tmp_path])).families[0].frontiers
+    assert size.apart == []
 
 
 def test_one_seed_has_no_dash_for_an_interval(tmp_path):
     write_orders(tmp_path, {"pqd": [80.0]})
     figure = figures.frontier(view(load([tmp_path])).families[0].frontiers[0])
     bars = [trace["error_y"] for trace in figure["data"] if "error_y" in trace]
-    assert [(bar["array"], bar["width"]) for bar in bars] == [([0], 0)]
+    assert [(bar["array"], bar["width"]) for bar in bars] == [([0], 0)] * 2  # dense too
 
 
 # --- files
@@ -401,6 +410,18 @@ def test_sections_with_nothing_to_compare_are_left_out(built, tmp_path):
     write_sweep(tmp_path, seed=range(2))
     page = build([tmp_path], tmp_path / "out", figures=False).read_text()
     assert not any(heading in page for heading in headings)
+
+
+def test_layers_of_each_orders_first_seed(built, tmp_path):
+    assert "<summary>Layers</summary>" not in (built / "report.html").read_text()
+    for seed, share in ((0, 0.25), (1, 0.5)):
+        run = result("pqd", seed)
+        run.final.layers = [Layer("conv1", "Conv", [8, 3, 3, 3], time={"onnxruntime": share})]
+        write(tmp_path, run)
+    page = build([tmp_path], tmp_path / "out", figures=False).read_text()
+    assert '<td class="text">conv1</td><td class="text">Conv</td>' in page
+    assert "What hurts most: conv1 takes 25.0 % of the time in ONNX Runtime." in page
+    assert "50.0 % of the time" not in page
 
 
 def test_page_escapes_what_runs_say(built):

@@ -1,11 +1,14 @@
 """What a reader sees of the report: nothing cut, nothing over another, nothing empty."""
 
+import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from pqd.report import build
+from pqd.result import Layer
 from report_browser import COMMAND, READY, browser
 from report_runs import (
     ORDERS,
@@ -47,6 +50,14 @@ def reports(tmp_path_factory):
         folder / "sweep", order=(*ORDERS, "q", "d", "none"), seed=range(2), sparsity=(0.8, 0.95)
     )
     runs += write_sweep(folder / "sweep", order=ORDERS, seed=range(2), backbone=["vgg16_bn"])
+    for run in runs[:20]:
+        record = json.loads(run.read_text())
+        times = {"onnxruntime": 0.3, "openvino": 0.1}
+        layer = Layer(
+            "features.conv1", "Conv", [64, 3, 3, 3], [64, 8, 8], 9, 0.5, 8, 99, times, 0.1
+        )
+        record["final"]["layers"] = [asdict(layer), asdict(Layer("", "QLinearAdd", time=times))]
+        run.write_text(json.dumps(record))
     for run in runs:
         rows = latency("pqd", 1.0, noisy=True, others_share=0.3)
         where = provenance("AMD EPYC 7763 64-Core Processor", cores=64)
@@ -100,7 +111,9 @@ def test_size_and_latency_are_on_the_screen_of_a_phone(page, reports):
     page.open(reports / "study" / "report.html", 400)
     page.run(READY)
     last = "[...document.querySelectorAll('.orders tbody tr')].flatMap((row) => [...row.cells])"
-    assert page.run(f"Math.max(...{last}.map((cell) => cell.getBoundingClientRect().right))") <= 400
+    right = page.run(f"Math.max(...{last}.map((cell) => cell.getBoundingClientRect().right))")
+    frame = "document.querySelector('.orders').parentElement.getBoundingClientRect().right"
+    assert right <= page.run(frame) <= 400
     shown = page.run(
         "[...document.querySelectorAll('.orders thead th')]"
         ".filter((th) => th.offsetWidth).map((th) => th.innerText.replace(/\\s+/g, ' '))"
@@ -116,6 +129,33 @@ def test_what_a_filter_leaves_has_ticks(page, reports):
         " if (!['pqd', 'pdq', 'qpd'].includes(chip.dataset.order)) chip.click(); })"
     )
     assert page.run("document.querySelector('.plot').layout.xaxis.tickvals.length") >= 3
+
+
+PLOT = "document.querySelector('.plot')"
+TICKS = f"{PLOT}.layout.xaxis.ticktext"
+PLACES = (
+    f"Object.fromEntries({PLOT}.data.filter((t) => t.visible && t.meta).map((t) => [t.meta, t.x]))"
+)
+
+
+def test_what_costs_far_more_stands_at_the_margin_whatever_is_hidden(page, reports):
+    page.open(reports / "study" / "report.html", 1440)
+    page.run(READY)
+    places = page.run(PLACES)
+    assert page.run(TICKS)[-3:] == ["220<br>KiB", "247<br>KiB", "≥990<br>KiB"]
+    assert places["d"] == places["none"] == places["dense"]
+    assert max(places["pqd"]) < page.run(f"{PLOT}.layout.shapes[0].x0") < min(places["q"])
+    hide = "document.querySelector('button.chip[data-order={}]').click()"
+    page.run(hide.format("q"))
+    assert page.run(TICKS)[-2:] == ["247<br>KiB", "≥990<br>KiB"]
+    zoomed = page.run(
+        f"Plotly.relayout({PLOT}, {{'xaxis.range': [Math.log10(71), Math.log10(90)]}})"
+        f".then(() => {TICKS})"
+    )
+    assert zoomed[-2:] == ["247<br>KiB", "≥990<br>KiB"]  # no cost is made up beyond the line
+    for order in ("pqd", "pdq", "qpd", "qdp", "dpq", "dqp"):
+        page.run(hide.format(order))
+    assert page.run(f"{PLOT}.layout.shapes ?? null") is None  # what is left fills the axis
 
 
 def test_problems_are_found(page, tmp_path):

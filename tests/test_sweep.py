@@ -69,6 +69,14 @@ def test_the_end_says_how_to_upload_the_runs_of_jobs_that_were_offline(job, tmp_
     ]
 
 
+def test_a_job_that_stopped_as_its_settings_say_did_not_fail(job, tmp_path, capsys):
+    assert end_of_sweep.end(tmp_path, [job("completed"), job("stopped", "stop_below.prune=80")])
+    out, error = capsys.readouterr()
+    assert error == ""
+    line = f"1 of 2 runs completed, 1 stopped early; folder: {tmp_path}"
+    assert out.splitlines()[-1] == line
+
+
 def test_after_ctrl_c_a_job_may_still_be_running(job, tmp_path, capsys):
     assert not end_of_sweep.end(tmp_path, [job("running")], interrupted=True)
     assert capsys.readouterr().err == "pqd: 0_job running\n"

@@ -3,6 +3,7 @@
 import copy
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -43,27 +44,38 @@ def shown(renderable, width=160):
     return out.file.getvalue()
 
 
+def last_line(result, folder=Path("run")):
+    return ending(result, folder, None)[-1]
+
+
 def cells(text):
     """The body rows of a rendered table as lists of strings."""
     return [[c.strip() for c in line.split("│")[1:-1]] for line in text.splitlines() if "│" in line]
 
 
-def test_stage_table_has_one_row_per_stage_and_a_line_on_the_model(result):
+def test_stage_table_has_one_row_per_stage(result):
     text = shown(stage_table(result), 80)
     assert cells(text) == [
         ["baseline", "12", "0.0100", "98.90", "0.0", "cached"],
         ["prune", "6", "0.0200", "97.50", "80.0", "1m 23s"],
     ]
-    assert text.splitlines()[-1] == (
+
+
+def test_the_last_line_is_on_the_model_in_every_runtime_the_fastest_first(result):
+    result.final.latency += [
+        Latency("openvino", "int8", 1, 1, 0.4, speedup=0.8, noisy=True, slower_than_dense=True),
+        Latency("openvino", "int8", 2, 1, 0.3, speedup=2.0),  # another number of threads
+    ]
+    assert last_line(result) == (
         "model.onnx: 98.10 % on the test split (dense 98.60 %), 80.0% zeros, 283 KiB "
-        "(dense 1.05 MiB), package 48.8 KiB, 0.500 ms, 2.00× as fast as dense FP32 "
-        "(onnxruntime 1.31.1, 1 thread, batch 1)"
+        "(dense 1.05 MiB), package 48.8 KiB; 1 thread, batch 1: OpenVINO 0.400 ms†, 1.25× slower "
+        "than dense FP32‡; ONNX Runtime 0.500 ms, 2.00× as fast as dense FP32"
     )
 
 
 def test_a_speed_up_that_was_not_measured_is_left_out(result):
     result.final.latency = [replace(result.final.deployed, speedup=None)]
-    assert "0.500 ms (onnxruntime" in shown(stage_table(result))
+    assert last_line(result).endswith("batch 1: ONNX Runtime 0.500 ms")
     assert cells(shown(comparison_table([result])))[0][-2:] == ["0.500", "-"]
 
 
@@ -78,14 +90,13 @@ def test_class_balanced_accuracy_is_shown_where_it_differs(result):
 
 
 def test_stage_table_of_a_failed_run_says_why(failed):
-    text = shown(stage_table(failed))
-    assert len(cells(text)) == 1
-    assert text.splitlines()[-1] == "failed: the loss became nan [epoch 3]"
+    assert len(cells(shown(stage_table(failed)))) == 1
+    assert last_line(failed) == "failed: the loss became nan [epoch 3]"
 
 
 def test_a_latency_that_was_not_measured_is_said_to_be_missing(result):
     result.final.latency = []
-    assert shown(stage_table(result)).splitlines()[-1].endswith("KiB, latency not measured")
+    assert last_line(result).endswith("KiB, latency not measured")
 
 
 def test_comparison_table_has_one_row_per_run(result, failed):
@@ -108,7 +119,20 @@ def test_comparison_table_has_one_row_per_run(result, failed):
         ["other", "pqd", "failed", *"------"],
         ["[d]", "d", "98.10", "-0.50", "80.0", "1.05 MiB", "-", "-", "-"],
     ]
-    assert "onnxruntime 1.31.1, 1 thread, batch 1" in text
+    assert "ONNX Runtime 1.31.1, 1 thread, batch 1" in text
+
+
+def test_comparison_table_has_every_runtime_the_fastest_first(result):
+    for_one = copy.deepcopy(result)
+    slow, fast = (Latency(name, "int8", 1, 1, ms) for name, ms in (("torch", 2), ("openvino", 0.4)))
+    result.final.latency += [replace(slow, p50_ms=0.6), fast]
+    rows = cells(shown(comparison_table([result, for_one]), 200))
+    assert [row[-6:] for row in rows] == [
+        ["0.400", "-", "0.500", "2.00", "0.600", "-"],
+        ["-", "-", "0.500", "2.00", "-", "-"],
+    ]
+    text = " ".join(shown(comparison_table([result, for_one]), 200).split())
+    assert text.index("OpenVINO ms") < text.index("ONNX Runtime ms") < text.index("PyTorch eager")
 
 
 def test_of_many_runs_the_table_shows_means_over_seeds(result, failed):
@@ -138,21 +162,18 @@ def test_noisy_and_slower_figures_are_marked(result):
     """A speed below the dense network's is called slower, and not a speed-up."""
     row = replace(result.final.deployed, noisy=True, speedup=0.8, slower_than_dense=True)
     result.final.latency = [row]
-    text = shown(stage_table(result)).splitlines()
-    assert text[-3].endswith(
-        "0.500 ms†, 1.25× slower than dense FP32‡ (onnxruntime 1.31.1, 1 thread, batch 1)"
-    )
+    assert last_line(result).endswith("Runtime 0.500 ms†, 1.25× slower than dense FP32‡")
     notes = ["† noisy: a wide interval, or other work on the cores", "‡ slower than dense"]
-    assert text[-2:] == notes
+    assert shown(stage_table(result)).splitlines()[-2:] == notes
     text = shown(comparison_table([result]))
     assert cells(text)[0][-2:] == ["0.500†", "0.80‡"]
     assert text.splitlines()[-2:] == notes
 
 
-def test_warnings_of_a_run_are_its_last_lines(result):
+def test_warnings_of_a_run_are_in_its_last_line(result):
     result.warnings = ["[one] of it", "another"]
-    lines = shown(stage_table(result)).splitlines()[-2:]
-    assert lines == ["warning: [one] of it", "warning: another"]
+    ends = "as fast as dense FP32; warning: [one] of it; warning: another"
+    assert last_line(result).endswith(ends)
 
 
 def test_warnings_are_below_a_sweeps_table_and_marked_in_it(result):
@@ -169,9 +190,9 @@ def test_warnings_are_below_a_sweeps_table_and_marked_in_it(result):
 def test_a_run_that_fails_for_its_figures_has_none_in_the_tables(result):
     reason = "model.onnx classifies 90.00 % of the test images as the network does"
     failed = replace(result, status="failed", reason=reason)
-    assert shown(stage_table(failed)).splitlines()[-1] == f"failed: {reason}"
+    assert last_line(failed) == f"failed: {reason}"
     assert cells(shown(comparison_table([failed]))) == [
-        ["resnet20_digits_pqd", "pqd", "failed", *"------"]
+        ["resnet20_digits_pqd", "pqd", "failed", *"----"]
     ]
 
 
@@ -180,13 +201,13 @@ def test_the_end_names_the_folder_where_wandb_has_it_and_what_to_do_next(
 ):
     monkeypatch.chdir(tmp_path)
     result.files = {"model.onnx": {"bytes": 290_000}, "model.pqd": {"bytes": 50_000}}
-    assert ending(result, tmp_path / "a run", "W&B: there") == [
+    assert ending(result, tmp_path / "a run", "W&B: there")[:-1] == [
         "folder: 'a run' (model.onnx 283 KiB, model.pqd 48.8 KiB)",
         "W&B: there",
         "next: pqd predict 'a run/model.onnx' IMAGE; pqd bench 'a run'; pqd report 'a run'",
     ]
     monkeypatch.chdir("/")
-    assert ending(result, tmp_path, None)[1:] == [
+    assert ending(result, tmp_path, None)[1:-1] == [
         f"next: pqd predict {str(tmp_path)[1:]}/model.onnx IMAGE; pqd bench {str(tmp_path)[1:]}; "
         f"pqd report {str(tmp_path)[1:]}",
     ]

@@ -3,22 +3,29 @@
 import json
 from dataclasses import asdict
 
+import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import nn
 
 import configs
+import odd_nets
 from nets import PreActivation, ReluBeforeSum, Residual, images, traced
 from pqd.config import BackboneConfig, TargetConfig
 from pqd.constraints import attach
-from pqd.constraints.fake_quant import activation_fake_quants
+from pqd.constraints.fake_quant import ActivationFakeQuant, activation_fake_quants
 from pqd.constraints.integers import round_biases
-from pqd.constraints.lsq import LearnedSteps
+from pqd.constraints.integers.layers import QuantizeDequantize
+from pqd.constraints.lsq import LearnedActivationFakeQuant, LearnedSteps
 from pqd.constraints.quantization import FakeQuantization
 from pqd.errors import UserError
+from pqd.export.onnx_file import write_onnx
 from pqd.graph.view import Graph
 from pqd.identity import stage_keys
 from pqd.networks import Blueprint, load_network, save_network
+from pqd.package import pack, unpack
 from pqd.runtimes import get
 from pqd.scheme import Scheme
 from pqd.stages.quantize import calibrate
@@ -37,13 +44,13 @@ class Shortcut(nn.Module):
         self.conv3 = nn.Conv2d(8, 8, 3, padding=1)
         self.side = nn.Conv2d(8, 8, 1, bias=False)
         self.bn = nn.BatchNorm2d(8)
-        self.fc = nn.Linear(8, 4)
+        self.fc = nn.Linear(512, 10)
 
     def forward(self, x):
         x = torch.relu(self.conv1(x))
         main = self.conv3(torch.relu(self.bn2(self.conv2(x))))
         x = torch.relu(self.bn(self.side(x)) + main)
-        return self.fc(x.mean((2, 3)))
+        return self.fc(x.flatten(1))
 
 
 def quantized(kind, scheme, constraint=FakeQuantization):
@@ -129,7 +136,7 @@ class TestTargets:
     def test_those_that_share_a_scheme_go_together(self, monkeypatch):
         monkeypatch.setattr(get("torch"), "scheme", Scheme(), raising=False)
         assert TargetConfig(["onnxruntime", "torch"]).scheme() == Scheme()
-        assert TargetConfig(["openvino"], symmetric=True).scheme() == Scheme("skip", True)
+        assert TargetConfig(["openvino"], symmetric=True).scheme() == Scheme("skip", True, "norm")
 
     @pytest.mark.parametrize(
         ("names", "line"),
@@ -154,3 +161,61 @@ class TestTargets:
         usual = keys()
         for changed in (keys(names=["openvino"]), keys(symmetric=True)):
             assert [name for name in usual if usual[name] == changed[name]] == ["baseline", "prune"]
+
+
+@pytest.mark.parametrize("scheme", [SKIP, SYMMETRIC, Scheme("skip", True)], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "constraint"),
+    [(Shortcut, FakeQuantization), (Shortcut, LearnedSteps), (odd_nets.Split, FakeQuantization)],
+)
+class TestAnswers:
+    @pytest.fixture
+    def model(self, kind, scheme, constraint):
+        model = odd_nets.trained(kind)
+        attach(model, constraint(127, scheme))
+        calibrate(model, [odd_nets.data(256, seed)[0] for seed in (1, 2)])
+        odd_nets.train(model, 10)
+        round_biases(model)
+        return model.eval()
+
+    def test_every_runtime_agrees(self, model, scheme, tmp_path):
+        path = tmp_path / "model.onnx"
+        write_onnx(model, path, (3, 8, 8), {})
+        pack(path, tmp_path / "model.pqd")
+        unpack(tmp_path / "model.pqd", tmp_path / "again.onnx")
+        assert (tmp_path / "again.onnx").read_bytes() == path.read_bytes()
+        pictures, classes = odd_nets.data(2000, 3)
+        with torch.no_grad():
+            own = model(pictures).argmax(1)
+        assert (own == classes).float().mean() > 0.5
+        for runtime in ("onnxruntime", "openvino"):
+            if get(runtime).unavailable():
+                continue
+            theirs = torch.from_numpy(get(runtime).open(path, 1)(pictures.numpy())).argmax(1)
+            assert (own == theirs).float().mean() >= 0.995, runtime
+            if runtime == "openvino":
+                assert get(runtime).float_compute_nodes(path) == 0
+
+    def test_the_codes_are_those_of_the_scheme(self, model, scheme, tmp_path):
+        write_onnx(model, tmp_path / "model.onnx", (3, 8, 8), {})
+        graph = onnx.load(tmp_path / "model.onnx").graph
+        constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+        points = [constants[n.input[2]] for n in graph.node if n.op_type == "QuantizeLinear"]
+        kind = np.int8 if scheme.symmetric else np.uint8
+        assert {point.dtype for point in points} == {np.dtype(kind)}
+        assert not scheme.symmetric or not any(points)
+
+
+@pytest.mark.parametrize("kind", [ActivationFakeQuant, LearnedActivationFakeQuant])
+def test_a_symmetric_grid_has_zero_in_its_middle(kind):
+    quantizer = kind(symmetric=True)
+    quantizer.observing = True
+    quantizer(torch.tensor([-1.0, 2.54]))
+    quantizer.end_observation()
+    x = torch.tensor([-9.0, -2.56, -0.011, 0.0, 0.009, 2.54, 9.0])
+    codes = torch.tensor([-128.0, -128, -1, 0, 0, 127, 127])
+    assert torch.allclose(quantizer(x), codes * 0.02)
+    deployed = QuantizeDequantize(quantizer)
+    assert (deployed.zero_point.dtype, deployed.zero_point.item()) == (torch.int8, 0)
+    assert torch.equal(deployed(x), quantizer(x))
+    assert deployed.largest() == pytest.approx(2.54)

@@ -20,6 +20,7 @@ from pqd.report.view import view
 from pqd.result import Final, Result
 from pqd.tracking import run as tracking_run
 from pqd.tracking.records import final_figures
+from wandb_reader import read
 
 cloudpickle = pytest.importorskip("cloudpickle")
 wandb = pytest.importorskip("wandb")
@@ -118,37 +119,6 @@ def completed(order="pqd", seed=3, accuracy=98.0):
         "files": {},
     }
     return result.decode(Result, content, "completed")
-
-
-def read(folder):
-    """The records of the one run in a folder, by type, with wandb's own reader."""
-    wandb.teardown()  # as at the end of the process: what is written last is on the disk after it
-    (path,) = folder.glob("wandb/*run-*/run-*.wandb")
-    core = Path(wandb.__file__).parent / "bin" / "wandb-core"
-    command = [core, "leet", "inspect", "--no-observability", "--json", "--run-file", path]
-    done = subprocess.run([*command, path.parents[1]], capture_output=True, text=True, check=True)
-    records = SimpleNamespace(
-        history=[], summary={}, config={}, metrics={}, artifacts=[], exit=None
-    )
-    for record in map(json.loads, done.stdout.splitlines()):
-        kind = record["type"]
-        if kind == "run":
-            records.run = record["run"]
-            records.config |= record["run"]["config"]["update"]
-        elif kind == "history":
-            item = record["history"]["item"]
-            records.history.append({k: v for k, v in item.items() if not k.startswith("_")})
-        elif kind == "summary":
-            records.summary |= record["summary"]["update"]
-        elif kind == "config":
-            records.config |= record["config"]["update"]
-        elif kind == "metric" and "glob_name" in record["metric"]:
-            records.metrics[record["metric"]["glob_name"]] = record["metric"]["step_metric"]
-        elif kind == "artifact":
-            records.artifacts.append(record["artifact"])
-        elif kind == "exit":
-            records.exit = record["exit"]["exit_code"]
-    return records
 
 
 def warnings_of(caplog):
@@ -327,6 +297,7 @@ def test_figures_have_stable_names():
         "final/latency_ms_p90": 1.1,
         "final/latency_ms_p99": 1.2,
         "final/dense_latency_ms_p50": 4.0,
+        "final/runtime": "ONNX Runtime",
         "final/speedup": 4.0,
         "final/latency_ms_p50_low": 1.0,
         "final/latency_ms_p50_high": 1.0,

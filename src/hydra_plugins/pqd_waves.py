@@ -1,20 +1,23 @@
 """Hydra's sweeper, launching in waves (`pqd.sweep.waves`). Hydra imports it at every start."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString
 from hydra.core.utils import JobReturn
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from pqd import schema, sweep
+from pqd.config import Config
 from pqd.errors import UserError, choices, one_line
 from pqd.identity import swept_suffix, wanted
 from pqd.result import FILE, check_free
@@ -28,12 +31,26 @@ _LAUNCHERS = (
 
 log = logging.getLogger(__name__)
 
+# Takes the place of Hydra's default. Were it chosen in conf/config.yaml, no experiment could choose
+# another one.
+ConfigStore.instance().store(
+    group="hydra/sweeper",
+    name="basic",
+    node={
+        "_target_": "hydra_plugins.pqd_waves.WaveSweeper",
+        "max_batch_size": None,
+        "params": None,
+    },
+)
+
 
 class WaveSweeper(BasicSweeper):
     """The basic sweeper, except that jobs start in waves, and a failed one stops no later wave.
 
     Every job is checked before the first one starts.
     """
+
+    earlier: Sequence[Path] = ()  # folders of jobs that ended before, in the same sweep
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """Launches every combination of the swept values.
@@ -48,65 +65,105 @@ class WaveSweeper(BasicSweeper):
             UserError: there is no job, one of them cannot run, none could be launched, or one died.
             Exception: the first that a job raised, once all jobs have ended.
         """
-        assert self.config is not None
-        assert self.hydra_context is not None
-        loader = self.hydra_context.config_loader
-        sweep.announce([])  # none of what may be in the folder is this sweep's
-        folder = Path(self.config.hydra.sweep.dir)  # resolves the time in it, for all jobs
-        overrides = OverridesParser.create(loader).parse_overrides(
-            [*self._parse_config(), *arguments]
-        )
-        check_swept(overrides, loader)
+        overrides = self.parse(arguments)
+        check_swept(overrides, self.loader)
         [jobs] = self.split_arguments(overrides, max_batch_size=None)
-        composed = [loader.load_sweep_config(self.config, job) for job in jobs]
-        for cfg, given in zip(composed, jobs, strict=True):
-            _add_suffix(cfg, swept_suffix(_swept(overrides, given)))
-        settings = [schema.parse(_without_hydra(cfg)) for cfg in composed]
-        order = waves([wanted(job) for job in settings])
+        results, died = self.run([self.plan(job, _swept(overrides, job)) for job in jobs])
+        if died:  # an error even if all folders hold results, from an earlier start
+            raise UserError("a job died; the same command goes on from where it was")
+        return results
+
+    @property
+    def loader(self) -> ConfigLoader:
+        """Composes configurations."""
+        assert self.hydra_context is not None
+        return self.hydra_context.config_loader
+
+    @property
+    def folder(self) -> Path:
+        """The sweep's folder; asking for it resolves the time in its name, for all jobs."""
+        assert self.config is not None
+        return Path(self.config.hydra.sweep.dir)
+
+    def parse(self, arguments: list[str]) -> list[Override]:
+        """Parses the overrides of the sweeper's configuration and of the command line."""
+        sweep.announce([])  # none of what may be in the folder is this sweep's
+        _ = self.folder
+        parser = OverridesParser.create(self.loader)
+        return parser.parse_overrides([*self._parse_config(), *arguments])
+
+    def plan(self, overrides: list[str], swept: Mapping[str, str]) -> "Planned":
+        """Composes and checks a job.
+
+        Args:
+            overrides: of the job.
+            swept: those of its values that are another job's otherwise, by key.
+        """
+        assert self.config is not None
+        cfg = self.loader.load_sweep_config(self.config, overrides)
+        _add_suffix(cfg, swept_suffix(swept))
+        return Planned(overrides, cfg, schema.parse(_without_hydra(cfg)))
+
+    def run(self, jobs: "Sequence[Planned]") -> tuple[list[Sequence[JobReturn]], bool]:
+        """Launches jobs in waves and waits for all of them.
+
+        Args:
+            jobs: those without a number are numbered as they are launched.
+
+        Returns:
+            Their results, wave by wave, and whether one of them died and left none.
+
+        Raises:
+            UserError: a job's folder is another's, or cannot be written; or none could be launched.
+            Exception: the first that a job raised, once all jobs have ended.
+        """
+        assert self.config is not None
+        order = [[jobs[job] for job in wave] for wave in waves([wanted(j.settings) for j in jobs])]
         ranked = list(chain.from_iterable(order))
-        names = [_subfolder(composed[job], rank) for rank, job in enumerate(ranked)]
-        folders = [folder / name for name in names]
+        for rank, job in enumerate(ranked):
+            job.number = rank if job.number is None else job.number
+        folders = [self.folder / job.subfolder for job in ranked]
         if len(set(folders)) < len(folders):
             raise UserError(
                 "hydra.sweep.subdir names one folder for several jobs; ${hydra.job.num} in it "
                 "keeps them apart"
             )
         for job, path in zip(ranked, folders, strict=True):
-            check_free(path, settings[job])
+            check_free(path, job.settings)
         try:
             for path in folders:
                 path.mkdir(parents=True, exist_ok=True)
-            OmegaConf.save(self.config, folder / "multirun.yaml")
+            OmegaConf.save(self.config, self.folder / "multirun.yaml")
         except OSError as error:
             raise UserError(f"the sweep cannot write to {one_line(error)}") from None
-        sweep.announce(folders)
+        sweep.announce([*self.earlier, *folders])
         for name in _LAUNCHERS:
             logging.getLogger(name).addFilter(_counts_nothing)
 
-        first, died = 0, False
+        first, died = len(self.earlier), False
         results: list[Sequence[JobReturn]] = []
         for wave in order:
-            placed = [
-                [*jobs[job], *_fixed(settings[job].suffix, names[rank])]
-                for rank, job in enumerate(wave, first)
-            ]
-            log.info("launching %s of %d", _span(first + 1, first + len(wave)), len(jobs))
+            log.info(
+                "launching %s of %d", _span(first + 1, first + len(wave)), self.total(len(jobs))
+            )
             try:
-                results.append(self._launch(placed, first))
+                results.append(self._launch([job.placed for job in wave], first))
             except Exception as error:  # the launcher's: a job died and left no result
                 line = one_line(error, named=True)
                 if not any((path / FILE).exists() for path in folders):
                     sweep.announce([])
-                    raise UserError(f"no job could be launched in {folder}; {line}") from error
+                    raise UserError(f"no job could be launched in {self.folder}; {line}") from error
                 log.warning("a job died; the others go on. %s", line)
                 log.debug("", exc_info=True)
                 died = True
             first += len(wave)
         for result in chain.from_iterable(results):
             _ = result.return_value  # raises what the job raised
-        if died:  # an error even if all folders hold results, from an earlier start
-            raise UserError("a job died; the same command goes on from where it was")
-        return results
+        return results, died
+
+    def total(self, jobs: int) -> int:
+        """Returns how many jobs the whole sweep has, of which `jobs` are run now."""
+        return jobs
 
     def _launch(self, jobs: list[list[str]], first: int) -> Sequence[JobReturn]:
         """Launches a wave, whose jobs are numbered from `first`, and waits for all of them."""
@@ -126,6 +183,30 @@ class WaveSweeper(BasicSweeper):
             return self.launcher.launch(jobs, initial_job_idx=first)
         finally:
             settings["n_jobs"] = most
+
+
+@dataclass
+class Planned:
+    """A job that is composed and checked."""
+
+    overrides: list[str]
+    cfg: DictConfig
+    settings: Config
+    number: int | None = None  # in the folder's name
+
+    @property
+    def subfolder(self) -> str:
+        """The name of the job's folder, which Hydra makes up only when the job starts."""
+        with read_write(self.cfg), open_dict(self.cfg):
+            self.cfg.hydra.job.num = self.number
+        return str(self.cfg.hydra.sweep.subdir)
+
+    @property
+    def placed(self) -> list[str]:
+        """Its overrides, and those that give it its suffix and folder, also if a time is in it."""
+        given = {"suffix": self.settings.suffix, "hydra.sweep.subdir": self.subfolder}
+        quoted = {k: QuotedString(v, Quote.single).with_quotes() for k, v in given.items()}
+        return [*self.overrides, *(f"{k}={v}" for k, v in quoted.items() if given[k])]
 
 
 def check_swept(overrides: list[Override], loader: ConfigLoader) -> None:
@@ -171,20 +252,6 @@ def _swept(overrides: list[Override], job: list[str]) -> dict[str, str]:
 def _add_suffix(cfg: DictConfig, suffix: str) -> None:
     with read_write(cfg):
         cfg.suffix += suffix
-
-
-def _subfolder(cfg: DictConfig, number: int) -> str:
-    """The name of a job's folder, which Hydra makes up only when the job starts."""
-    with read_write(cfg), open_dict(cfg):
-        cfg.hydra.job.num = number
-    return str(cfg.hydra.sweep.subdir)
-
-
-def _fixed(suffix: str, subfolder: str) -> list[str]:
-    """The overrides that give a job its suffix and folder, also if there is a time in the name."""
-    given = {"suffix": suffix, "hydra.sweep.subdir": subfolder}
-    quoted = {key: QuotedString(value, Quote.single).with_quotes() for key, value in given.items()}
-    return [f"{key}={value}" for key, value in quoted.items() if given[key]]
 
 
 def _span(first: int, last: int) -> str:

@@ -4,7 +4,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from pqd import measure, training
-from pqd.config import RuntimeConfig
+from pqd import measure, options, training
+from pqd.config import ExportConfig, RuntimeConfig
 from pqd.constraints import constraints
 from pqd.constraints.mask import sparsity
 from pqd.data import Dataset, eval_batches
 from pqd.errors import UserError, one_line
-from pqd.export.onnx_file import write_onnx
+from pqd.export.onnx_file import take_pixels, write_onnx
 from pqd.inspect.look import look
 from pqd.inspect.paths import few, in_float
 from pqd.inspect.shares import SECONDS
+from pqd.measure.images import test_batches
 from pqd.networks import RECIPE, WEIGHTS, load_network
 from pqd.package import pack
 from pqd.result import DENSE, FP32, INT8, PRUNED, Allocation, Final, Layer, now
-from pqd.runtimes import REFERENCE, available, get
+from pqd.runtimes import REFERENCE, get
 
 VERSION = 8  # raise it when a code change alters a file or a figure
 BATCH_SIZE = 250
@@ -40,12 +41,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Subject:
-    """A network to export: its folder, the images it is for, what it is called and exported for."""
+    """A network to export: its folder, the images it is for, what it is called, in what form."""
 
     folder: Path
     dataset: Dataset
     backbone: str
     order: str
+    export: ExportConfig = field(default_factory=ExportConfig)
     targets: tuple[str, ...] = ()  # runtimes that can be used here, besides those of ONNX files
 
     def identity(self, runtimes: Iterable[str]) -> dict[str, Any]:
@@ -62,14 +64,15 @@ class Subject:
             "version": VERSION,
             "dataset": self.dataset.fingerprint,
             "order": self.order,
+            "export": options.selected(self.export),
             "machine": machine | {"versions": versions},
         } | ({"targets": others} if others else {})  # a key of before there were any stays
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """The shape of an image: (C, H, W)."""
+    def taken(self) -> measure.Input:
+        """The images that its files take."""
         _, height, width, channels = self.dataset.test.images.shape
-        return channels, height, width
+        return measure.Input((channels, height, width), self.export.uint8_input)
 
     def write(self, network: fx.GraphModule, path: Path) -> None:
         """Writes a network as ONNX with all that is needed to classify images with it.
@@ -80,16 +83,18 @@ class Subject:
             "classes": self.dataset.classes,
             "mean": list(self.dataset.mean),
             "std": list(self.dataset.std),
-            "image_size": self.shape[1],
+            "image_size": self.taken.shape[1],
             "resize": self.dataset.resize,
-            "channels": self.shape[0],
+            "channels": self.taken.shape[0],
             "backbone": self.backbone,
             "order": self.order,
         }
-        write_onnx(network, path, self.shape, metadata)
+        write_onnx(network, path, self.taken.shape, metadata)
+        if self.taken.uint8:
+            take_pixels(path, self.dataset.mean, self.dataset.std)
         for target in map(get, self.targets):
             try:
-                if warning := target.write(network, path, self.shape, metadata):
+                if warning := target.write(network, path, self.taken.shape, metadata):
                     log.warning("%s", warning)
             except Exception as error:  # of other people's exporters
                 reason = one_line(error, named=True)
@@ -106,7 +111,11 @@ class Subject:
 
     def predictions(self, model: Path, runtime: str = REFERENCE) -> Any:
         """Returns the classes, int64 [N], that an ONNX file gives the test images."""
-        return measure.predictions(model, (images for images, _ in self.batches()), runtime)
+        return measure.predictions(model, self.inputs(), runtime)
+
+    def inputs(self) -> Iterator[Tensor]:
+        """Yields the test images in batches as its files take them."""
+        return test_batches(self.dataset, self.taken, BATCH_SIZE)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields the test images [B, C, H, W] and their labels [B]."""
@@ -196,7 +205,7 @@ def figures(subject: Subject, dense: Path, made: Path, runtime: RuntimeConfig) -
         subject: as given to `make`.
         dense: a folder filled by `make_dense`.
         made: a folder filled by `make`.
-        runtime: what to measure in.
+        runtime: what to measure in; all of it can be used here.
 
     Returns:
         Accuracies, agreements and latencies, as in `pqd.result.Final`; `measured` says on which
@@ -214,7 +223,7 @@ def figures(subject: Subject, dense: Path, made: Path, runtime: RuntimeConfig) -
         networks[PRUNED] = load_network(made, quantized=False)
     accuracies, agreements, failed = {}, {}, {}
     own = np.load(made / PREDICTIONS)
-    for name in available(runtime.names):
+    for name in runtime.names:
         if get(name).file(made / MODEL):
             try:
                 predicted = subject.predictions(made / MODEL, name)
@@ -223,7 +232,8 @@ def figures(subject: Subject, dense: Path, made: Path, runtime: RuntimeConfig) -
                 continue
             accuracies[name] = subject.accuracy(predicted)
             agreements[name] = measure.top1(predicted, own)
-    latency = measure.latency(models, runtime, subject.shape, modules=networks)
+    shape, uint8 = subject.taken
+    latency = measure.latency(models, runtime, shape, networks, uint8=uint8)
     measured = {"started": now(), "int8_peak_gops": latency.int8_peak_gops}
     try:
         layers = _layers(subject, made, runtime)
@@ -242,11 +252,11 @@ def figures(subject: Subject, dense: Path, made: Path, runtime: RuntimeConfig) -
 
 
 def _layers(subject: Subject, made: Path, runtime: RuntimeConfig) -> list[Layer]:
-    names = [name for name in available(runtime.names) if get(name).runs == "onnx"]
+    names = [name for name in runtime.names if get(name).runs == "onnx"]
     with tempfile.TemporaryDirectory() as folder:
         quantized = measure.is_quantized(made / MODEL)
         float_ = in_float(made, Path(folder, PRUNED_MODEL)) if quantized else None
-        images = few(images for images, _ in subject.batches())
+        images = few(subject.inputs())
         return look(
             made / MODEL,
             runtimes=names,

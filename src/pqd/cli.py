@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = commands.add_parser("bench", help="measure existing artifacts on this machine")
     bench.add_argument("paths", type=Path, nargs="+", metavar="RUN_OR_MODEL")
-    bench.add_argument("--runtime", nargs="+", default=[REFERENCE], metavar="NAME")
+    bench.add_argument("--runtime", nargs="+", default=RuntimeConfig().names, metavar="NAME")
     bench.add_argument("--threads", nargs="+", type=int, default=[1, 0], help="0 is all cores")
     bench.add_argument("--batch", nargs="+", type=int, default=[1])
     bench.set_defaults(run=_bench)
@@ -72,6 +72,17 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("folders", type=Path, nargs="+", metavar="DIR")
     report.add_argument("--output", type=Path, help="default: the first folder")
     report.set_defaults(run=_report)
+
+    rerun = commands.add_parser(
+        "rerun", help="repeat a run, and say what is not as it was; code 1 if its accuracy is not"
+    )
+    rerun.add_argument("run_or_result", type=Path, metavar="RUN_OR_RESULT")
+    rerun.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="e.g. dataset.root=/images"
+    )
+    rerun.add_argument("--output", type=Path, metavar="DIR", help="default: below outputs/rerun")
+    rerun.add_argument("--compare", action="store_true", help="only say what differs")
+    rerun.set_defaults(run=_rerun)
 
     cache = commands.add_parser(
         "cache", help="list or delete finished stages and what killed jobs left"
@@ -161,6 +172,14 @@ def _report(arguments: argparse.Namespace) -> None:
         print(build(arguments.folders, output))
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror or one_line(error)}") from None
+
+
+def _rerun(arguments: argparse.Namespace) -> int:
+    from pqd.rerun import rerun
+
+    run, compare = arguments.run_or_result, arguments.compare
+    same = rerun(run, arguments.output, arguments.set, only_compare=compare)
+    return int(not same)
 
 
 def _cache(arguments: argparse.Namespace) -> None:

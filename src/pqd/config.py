@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from pqd.errors import UserError
+from pqd.objectives import OBJECTIVES
 from pqd.options import Decides, option
 from pqd.runtimes import REFERENCE, RUNTIMES, get
 from pqd.scheme import Scheme
@@ -141,6 +142,14 @@ class RuntimeConfig:
 
 
 @dataclass
+class ExportConfig:
+    """The form of the ONNX files."""
+
+    # They take pixels, uint8 [B, H, W, C], and normalise them; else float32 [B, C, H, W].
+    uint8_input: bool = False
+
+
+@dataclass
 class LoggerConfig:
     """Where metrics go besides the run's folder."""
 
@@ -172,9 +181,20 @@ class Config:
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
+    export: ExportConfig = option(ExportConfig, decides=Decides.FILES)
     runtime: RuntimeConfig = option(RuntimeConfig, decides=Decides.FIGURES)
     logger: LoggerConfig = option(LoggerConfig, decides=Decides.NOTHING)
     cache: CacheConfig = option(CacheConfig, decides=Decides.NOTHING)
+    # What a run returns to a sweeper that optimizes: one figure, or a list of several.
+    objectives: list[str] = option(
+        ["validation_accuracy"], choices=lambda: OBJECTIVES, decides=Decides.NOTHING
+    )
+    # Validation accuracy, %, below which a run stops after a stage: +stop_below.prune=80. A search
+    # sets it.
+    stop_below: dict[str, float] = option(dict, decides=Decides.NOTHING)
+    # Settings that a search chose; a report shows all its runs on one frontier.
+    searched: list[str] = option([], decides=Decides.NOTHING)
+    dry_run: bool = option(False, decides=Decides.NOTHING)  # checks everything and trains nothing
     # Ends the name and the folder of a run; a sweep adds what it varies, e.g. _prune.lr=0.01.
     suffix: str = option("", decides=Decides.NOTHING)
 

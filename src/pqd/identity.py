@@ -77,11 +77,16 @@ def wanted(config: Config) -> list[str]:
         return []
     trained = list(stage_keys(config, None).values())
     targets = sorted(config.target.names)
-    dense = key_of({"dense": trained[0], "targets": targets})
-    artifact = key_of({"network": trained[-1], "order": config.order.name, "targets": targets})
+    form = files_of(config) | {"targets": targets}
+    artifact = key_of({"network": trained[-1], "order": config.order.name} | form)
     figures = key_of({"artifact": artifact} | figures_of(config))
-    names = [*trained, dense, artifact, figures]
+    names = [*trained, key_of({"dense": trained[0]} | form), artifact, figures]
     return [f"{config.cache.dir}/{name}" for name in names]
+
+
+def files_of(config: Config) -> dict[str, Any]:
+    """Returns what the files of an artifact depend on besides the network."""
+    return options.selected(config, kinds=[Decides.FILES])
 
 
 def figures_of(config: Config) -> dict[str, Any]:
@@ -101,7 +106,7 @@ def run_name(config: Config) -> str:
     for stage in filter(order.__contains__, STAGES.values()):
         usual = {key: value for key, value, _ in options.leaves(stage.settings_class()())}
         for key, value, given in options.leaves(config.of(stage.name)):
-            if given.tag and (given.tag_default or value != usual[key]):
+            if given.tag and value and (given.tag_default or value != usual[key]):
                 parts.append(f"{given.tag}{value:g}")
     return "_".join((*parts, f"seed{config.seed}")) + config.suffix
 

@@ -19,6 +19,7 @@ RENAMED = {
     r"order\.stages": "order.name, spelled from the stages' letters, e.g. order.name=pqd",
     r"quantize\.reduce_range": "quantize.weight_bits, e.g. quantize.weight_bits=7",
     r"model((\.\w+)*)": r"backbone\1",
+    r"tags": "logger.tags",
 }
 
 

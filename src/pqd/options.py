@@ -15,6 +15,7 @@ class Decides(Enum):
 
     OUTCOME = "the trained network"  # an option counts unless it says otherwise
     REPEAT = "one repetition of the same experiment"  # reports average over it
+    FILES = "the form of the files made of the same network, and their figures"
     FIGURES = "what is measured of the same network"
     PLACE = "where something is found; only its content counts"
     NOTHING = "neither the network nor its figures"
@@ -58,7 +59,7 @@ class Option:
         digest: it names a file or folder, whose content counts in cache keys.
         axis: its title where reports show it as an axis: cases that differ in it alone share one
             frontier.
-        tag: what precedes its value in the name of a run.
+        tag: what precedes its value in the name of a run; a value of 0 asks for nothing there.
         tag_default: whether the name holds the default value, too.
     """
 

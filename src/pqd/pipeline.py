@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pqd import artifact, files, result, tracking
 from pqd.artifact import Subject
@@ -30,6 +30,10 @@ from pqd.trainer import Trainer
 FIGURES = "record.json"  # of a cache entry
 
 log = logging.getLogger(__name__)
+
+
+class _Stopped(Exception):
+    """The run ends here, as its settings say; what is there so far is its result."""
 
 
 def run(config: Config, folder: Path) -> Result:
@@ -56,6 +60,8 @@ def run(config: Config, folder: Path) -> Result:
         try:
             _Run(config, folder, found, tracker).complete()
             found.status = "completed"
+        except _Stopped as reason:
+            found.status, found.reason = "stopped", str(reason)
         except KeyboardInterrupt as error:
             found.status, found.reason = "interrupted", str(error) or "stopped by Ctrl-C"
             raise
@@ -68,8 +74,9 @@ def run(config: Config, folder: Path) -> Result:
             shown = (folder / name for name in (artifact.MODEL, artifact.PACKAGE, result.FILE))
             tracker.finish(found, [path for path in shown if path.exists()])
     show(stage_table(found))
-    for line in ending(found, folder, tracker.told):
-        show(line)
+    if found.status == "completed":
+        for line in ending(found, folder, tracker.told):
+            show(line)
     return found
 
 
@@ -98,10 +105,13 @@ class _Run:
             for note in kind.notes(self.config):
                 self._warn(note)
         self._announce()
+        if self.config.dry_run:
+            self._rehearse()
         last: Entry | None = None
         for kind in self.order:
             with naming(f"stage {kind.name}"):
                 last = self.stage(kind, last)
+            self._go_on()
         assert last is not None
         self.deploy(last)
 
@@ -112,6 +122,24 @@ class _Run:
         files = f"{artifact.MODEL}, {artifact.PACKAGE} and {result.FILE}"
         stages = place(self.cache.folder)
         show(f"writes {files} to {place(self.folder)}, finished stages to {stages}")
+
+    def _rehearse(self) -> NoReturn:
+        """Tries the whole order on an untrained network, and says what is in the cache."""
+        self.trainer.rehearse(self.order)
+        there = [name for name, key in self.keys.items() if (self.cache.folder / key).is_dir()]
+        raise _Stopped(
+            f"dry run: nothing is trained; in the cache: {', '.join(there) or 'nothing'}"
+        )
+
+    def _go_on(self) -> None:
+        """Stops the run where the last stage's accuracy is too low to go on."""
+        last = self.found.stages[-1]
+        least, accuracy = self.config.stop_below.get(last.stage), last.validation_accuracy
+        if least is not None and accuracy is not None and accuracy < least:
+            raise _Stopped(
+                f"after {last.stage} the validation accuracy is {accuracy:.2f} %, below "
+                f"stop_below.{last.stage}={least:g}"
+            )
 
     def stage(self, kind: type[Stage], parent: Entry | None) -> Entry:
         """Returns the entry of a stage that follows `parent`, training it if it is not there."""
@@ -144,10 +172,11 @@ class _Run:
         """
         config, baseline, dataset = self.config, self.keys[BASELINE], self.trainer.dataset
         images = f"{len(dataset.test):,} images"
-        runtimes = ", ".join(runtime(name) for name in config.runtime.names)
+        where = replace(config.runtime, names=available(config.runtime.names))
+        runtimes = ", ".join(map(runtime, where.names))
         targets = tuple(available(config.target.names))
         folder, backbone = self.cache.folder / baseline, config.backbone.name
-        dense = Subject(folder, dataset, backbone, NO_STAGES, targets)
+        dense = Subject(folder, dataset, backbone, NO_STAGES, config.export, targets)
         dense_entry = self._entry(
             "dense",
             key_of({"dense": baseline} | dense.identity(())),
@@ -162,16 +191,14 @@ class _Run:
             lambda folder: artifact.make(subject, dense_entry.folder, folder),
             f"exporting {artifact.MODEL}, packing it and testing it on {images}",
         )
-        identity = subject.identity(config.runtime.names)
+        identity = subject.identity(where.names)
         try:
             measured = _figures(
                 self._entry(
                     "figures",
                     key_of({"artifact": made.key} | identity | figures_of(config)),
-                    lambda _: artifact.figures(
-                        subject, dense_entry.folder, made.folder, config.runtime
-                    ),
-                    f"testing and timing in {runtimes}, {config.runtime.min_seconds:g} s or more "
+                    lambda _: artifact.figures(subject, dense_entry.folder, made.folder, where),
+                    f"testing and timing in {runtimes}, {where.min_seconds:g} s or more "
                     "per model, number of threads and batch size",
                 )
             )
@@ -187,6 +214,7 @@ class _Run:
         for name in targets:
             if not get(name).file(made.folder / artifact.MODEL):
                 self._warn(f"no file for {get(name).title}: its exporter refused the network")
+        self.tracker.predictions(dataset, made.folder / artifact.PREDICTIONS)
         for warning in artifact.doubts(final, len(dataset.test), self.found.bits):
             self._warn(warning)
 

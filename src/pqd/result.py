@@ -14,7 +14,7 @@ from pqd import files
 from pqd.config import Config
 from pqd.errors import UserError, one_line
 from pqd.identity import run_hash, run_name
-from pqd.stages import spelled
+from pqd.stages import spell, spelled
 
 SCHEMA = 2
 FILE = "result.json"
@@ -22,7 +22,8 @@ DENSE, PRUNED, INT8, FP32 = "dense", "pruned", "int8", "fp32"  # the models that
 UNEVEN = 0.1  # points of accuracy, from which balancing the classes is worth telling
 DEPLOYED = (INT8, FP32)  # the last model of an order: INT8, or FP32 where nothing quantizes
 
-Status = Literal["running", "completed", "failed", "interrupted"]
+# stopped: by `stop_below`, or a dry run
+Status = Literal["running", "completed", "stopped", "failed", "interrupted"]
 R = TypeVar("R")
 
 
@@ -126,6 +127,11 @@ class Latency(_Checked):
         """Whether this is the model that the run ends with."""
         return self.model in DEPLOYED
 
+    @property
+    def setting(self) -> tuple[int, int]:
+        """Threads and batch size."""
+        return self.threads, self.batch_size
+
 
 @dataclass
 class Layer(_Checked):
@@ -167,9 +173,19 @@ class Final(_Checked):
     measured: Provenance | None = None  # where and when, as the cache may hand figures on
 
     @property
+    def fastest(self) -> list[Latency]:
+        """Latencies of the deployed model, one a runtime, the fastest first.
+
+        All with the number of threads and the batch size that were measured first.
+        """
+        rows = [row for row in self.latency if row.deployed]
+        same = [row for row in rows if row.setting == rows[0].setting]
+        return sorted(same, key=lambda row: row.p50_ms)
+
+    @property
     def deployed(self) -> Latency | None:
-        """The first latency measured of the deployed model."""
-        return next((row for row in self.latency if row.deployed), None)
+        """The latency of the deployed model in the runtime that is fastest."""
+        return next(iter(self.fastest), None)
 
     @property
     def uneven(self) -> bool:
@@ -321,5 +337,7 @@ def _of_schema_1(data: dict[str, Any]) -> dict[str, Any]:
         for key in ("epochs", "lr"):
             for stage, value in (data["config"]["train"].get(key) or {}).items():
                 config[stage] = (config.get(stage) or {}) | {key: value}
-        data = data | {"config": config, "order": (config.get("order") or {}).get("stages", [])}
+        stages = (config.get("order") or {}).get("stages", [])
+        config["order"] = {"name": spell(stages)}
+        data = data | {"config": config, "order": stages}
     return data | {"schema": SCHEMA}

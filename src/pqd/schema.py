@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pqd import keys, options
 from pqd.config import Config
+from pqd.errors import choices
 from pqd.stages import STAGES, spelled
 
 
@@ -39,6 +40,9 @@ def parse(cfg: DictConfig) -> Config:
     config.train.compile = config.train.compile.lower()  # YAML's true arrives as "True"
     order = spelled(config.order.name)
     options.check(config)
+    for name in config.stop_below:
+        if name not in STAGES:
+            raise choices("stop_below", name, STAGES)
     for stage in order:
         stage.check(config)
     return config

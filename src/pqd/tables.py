@@ -26,7 +26,7 @@ NOTES = {
 
 
 def stage_table(result: Result) -> Group:
-    """The table at the end of a run, one row per stage, and lines on the exported model.
+    """The table at the end of a run, one row per stage, and what marks in its last line mean.
 
     Args:
         result: a run's, of any status.
@@ -44,9 +44,7 @@ def stage_table(result: Result) -> Group:
             _number(stage.sparsity, "{:.1f}", 100),
             "cached" if stage.cached else duration(stage.seconds),
         )
-    lines = [_summary(result), *_notes([result])]
-    lines += [f"warning: {warning}" for warning in result.warnings]
-    return _with_lines(table, lines)
+    return _with_lines(table, _notes([result]))
 
 
 def _summary(result: Result) -> str:
@@ -59,16 +57,20 @@ def _summary(result: Result) -> str:
         *_balanced(final),
         f"{final.sparsity:.1%} zeros",
         f"{words.bytes_(final.model_bytes)} (dense {_bytes([sizes.get('fp32_onnx')])})",
-        f"package {_bytes([sizes.get('package')])}",
+        f"package {_bytes([sizes.get('package')])}{_chosen(result)}",
     ]
-    if row := final.deployed:
-        parts.append(f"{words.significant(row.p50_ms)} ms{words.marks(row.noisy, None)}")
-        if row.speedup is not None:
-            parts.append(words.as_fast(row.speedup) + words.marks(False, row.slower_than_dense))
-        parts[-1] += f" ({_setting(row)})"
-    else:
-        parts.append("latency not measured")
-    return f"{MODEL}: " + ", ".join(parts)
+    rows = final.fastest
+    latencies = "; ".join(map(_latency, rows)) or "latency not measured"
+    where = f"; {_setting(rows[0])}: " if rows else ", "
+    return f"{MODEL}: {', '.join(parts)}{where}{latencies}"
+
+
+def _latency(row: Latency) -> str:
+    ms = f"{words.significant(row.p50_ms)} ms{words.marks(row.noisy, None)}"
+    shown = f"{words.runtime(row.runtime)} {ms}"
+    if row.speedup is None:
+        return shown
+    return f"{shown}, {words.as_fast(row.speedup)}{words.marks(False, row.slower_than_dense)}"
 
 
 def _balanced(final: Final) -> list[str]:
@@ -80,8 +82,15 @@ def _balanced(final: Final) -> list[str]:
     return [f"class-balanced {ours} (dense {dense})"]
 
 
+def _chosen(result: Result) -> str:
+    """Says how few bits keep the size of a package, where they were chosen for it."""
+    if not (bits := result.bits):
+        return ""
+    return f" of {words.bytes_(bits.limit_bytes)} ({bits.mean_bits:.2f} bits per weight)"
+
+
 def ending(result: Result, folder: Path, tracked: str | None) -> list[str]:
-    """Says where a completed run is, and what to do next.
+    """Says where a completed run is, what to do next, and in the last line what came out of it.
 
     Args:
         result: of the run.
@@ -94,6 +103,7 @@ def ending(result: Result, folder: Path, tracked: str | None) -> list[str]:
         f"folder: {where} ({listed})",
         *([tracked] if tracked else []),
         f"next: pqd predict {place(folder / MODEL)} IMAGE; pqd bench {where}; pqd report {where}",
+        "; warning: ".join([_summary(result), *result.warnings]),
     ]
 
 
@@ -104,15 +114,18 @@ def comparison_table(results: Iterable[Result]) -> Group:
         results: of each run, of any status.
     """
     results = list(results)
-    rows = [row for result in results if (row := _deployed(result))]
+    rows = [row for result in results for row in _latencies(result)]
     many = len(results) > RUNS_SHOWN
+    runtimes = _by_speed(rows)
     table = Table(
         title=f"{MODEL}, means over seeds" if many else f"{MODEL} of every run",
-        caption="; ".join(sorted({_setting(row) for row in rows})) or None,
+        caption="; ".join(sorted({_where(row) for row in rows})) or None,
     )
     table.add_column("run", overflow="fold")
     table.add_column("order")
-    headings = ("accuracy %", "vs dense", "zeros %", "size", "package", "ms", "speed, × dense")
+    headings = ["accuracy %", "vs dense", "zeros %", "size", "package"]
+    for name in runtimes:
+        headings += [f"{words.runtime(name)} ms", "speed, × dense"]
     for heading in (*["completed"] * many, *headings):
         table.add_column(heading, justify="right")
     for runs in _without_seeds(results) if many else [[result] for result in results]:
@@ -122,7 +135,7 @@ def comparison_table(results: Iterable[Result]) -> Group:
         finals = [final for run in runs if (final := _final(run))]
         count = [f"{len(finals)} of {len(runs)}"] * many
         if finals:
-            table.add_row(*names, *count, *_means(finals))
+            table.add_row(*names, *count, *_means(finals, runtimes))
         else:
             table.add_row(*names, *count, runs[0].status, *[DASH] * (len(headings) - 1))
     doubts = [f"{DOUBTED} {line}" for line in words.warnings(results)]
@@ -134,24 +147,36 @@ def _with_lines(table: Table, lines: list[str]) -> Group:
     return Group(table, *(Text(line, no_wrap=True, overflow="ignore") for line in lines))
 
 
-def _means(finals: list[Final]) -> list[str]:
-    rows = [row for final in finals if (row := final.deployed)]
-    noisy = words.marks(any(row.noisy for row in rows), None)
-    slower = words.marks(False, any(row.slower_than_dense for row in rows))
-    return [
+def _by_speed(rows: list[Latency]) -> list[str]:
+    """The runtimes of some rows, that with the lowest mean latency first."""
+    of: dict[str, list[float]] = {}
+    for row in rows:
+        of.setdefault(row.runtime, []).append(row.p50_ms)
+    return sorted(of, key=lambda name: fmean(of[name]))
+
+
+def _means(finals: list[Final], runtimes: list[str]) -> list[str]:
+    cells = [
         _mean((final.accuracy for final in finals), "{:.2f}"),
         _mean((final.accuracy - final.dense_accuracy for final in finals), "{:+.2f}"),
         _mean((final.sparsity for final in finals), "{:.1f}", 100),
         _bytes(final.model_bytes for final in finals),
         _bytes(final.sizes.get("package") for final in finals),
-        (words.significant(fmean(row.p50_ms for row in rows)) if rows else DASH) + noisy,
-        _mean((row.speedup for row in rows), "{:.2f}") + slower,
     ]
+    for name in runtimes:
+        rows = [row for final in finals for row in final.fastest if row.runtime == name]
+        noisy = words.marks(any(row.noisy for row in rows), None)
+        slower = words.marks(False, any(row.slower_than_dense for row in rows))
+        cells += [
+            (words.significant(fmean(row.p50_ms for row in rows)) if rows else DASH) + noisy,
+            _mean((row.speedup for row in rows), "{:.2f}") + slower,
+        ]
+    return cells
 
 
 def _notes(results: Iterable[Result]) -> list[str]:
     """What the marks mean that the figures of these runs have."""
-    rows = [row for result in results if (row := _deployed(result))]
+    rows = [row for result in results for row in _latencies(result)]
     marks = {mark for row in rows for mark in words.marks(row.noisy, row.slower_than_dense)}
     return [f"{mark} {note}" for mark, note in NOTES.items() if mark in marks]
 
@@ -161,9 +186,9 @@ def _final(result: Result) -> Final | None:
     return result.final if result.status == "completed" else None
 
 
-def _deployed(result: Result) -> Latency | None:
+def _latencies(result: Result) -> list[Latency]:
     final = _final(result)
-    return final.deployed if final else None
+    return final.fastest if final else []
 
 
 def _order(result: Result) -> str:
@@ -197,4 +222,8 @@ def _number(value: float | None, form: str, scale: float = 1) -> str:
 
 def _setting(row: Latency) -> str:
     threads = "all cores" if row.threads == 0 else words.count(row.threads, "thread")
-    return f"{row.runtime} {row.version}, {threads}, batch {row.batch_size}"
+    return f"{threads}, batch {row.batch_size}"
+
+
+def _where(row: Latency) -> str:
+    return f"{words.runtime(row.runtime)} {row.version}, {_setting(row)}"

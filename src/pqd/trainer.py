@@ -14,6 +14,7 @@ from pqd import data, devices, training
 from pqd.artifact import Subject
 from pqd.config import Config
 from pqd.constraints import constraints
+from pqd.constraints.fusion import fused
 from pqd.constraints.integers import round_biases
 from pqd.constraints.mask import sparsity
 from pqd.errors import UserError, naming
@@ -180,10 +181,11 @@ class Trainer:
                 forecast.epoch(metrics)
                 on_epoch(metrics)
 
+            network = fused(model.to(self.device))  # shares the layers, which have to stay in place
             return training.fit(
                 model,
                 self.batches,
-                stage.loss,
+                lambda _, batch: stage.loss(network, batch),
                 modules=stage.modules,
                 settings=self.config.train,
                 epochs=epochs,

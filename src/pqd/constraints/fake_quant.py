@@ -80,17 +80,22 @@ class ActivationFakeQuant(nn.Module):
         """Sets the scale, in place."""
         self.scale.copy_(scale)
 
-    def quantize(self, x: Tensor) -> Tensor:
-        """Rounds `x` of any shape to its codes; outside the range the gradient is zero."""
-        quantized: Tensor = _FakeQuantize.apply(x, self.scale, self.zero_point)
+    def quantize(self, x: Tensor, rectify: bool) -> Tensor:
+        """Rounds `x` of any shape to its codes; outside the range the gradient is zero.
+
+        Args:
+            rectify: what is below 0 becomes 0, as by a ReLU in front.
+        """
+        quantized: Tensor = _FakeQuantize.apply(x, self.scale, self.zero_point, rectify)
         return quantized
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantizes `x` of any shape, or observes it."""
+    def forward(self, x: Tensor, rectify: bool = False) -> Tensor:
+        """Fake-quantizes `x` of any shape (see `quantize`), or observes it."""
         if self.observing:
+            x = x.relu() if rectify else x
             self._ranges.append(torch.stack(torch.aminmax(x.detach())).float())
             return x
-        return self.quantize(x)
+        return self.quantize(x, rectify)
 
     def end_observation(self) -> None:
         """Sets scale and zero point from the batches seen since `observing` was switched on."""
@@ -119,25 +124,42 @@ class _Round(torch.autograd.Function):
 
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        # The ReLU before it keeps `x` for its own gradient: saving it costs no memory.
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, rectify: bool) -> Tensor:
+        # Whatever made `x` keeps it, or would: saving it costs no memory.
         ctx.save_for_backward(x, scale, zero_point)
+        ctx.rectify = rectify
         # Rounding first, as QuantizeLinear does: round(x / scale) + zero_point, then saturation.
         codes = (x / scale).round_()
-        low, high = -zero_point, CODE_MAX - zero_point
+        low, high = code_range(zero_point, rectify)
         codes = codes.clamp_(low.item(), high.item()) if eager(x) else codes.clamp(low, high)
         return codes.mul_(scale)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         x, scale, zero_point = ctx.saved_tensors
         # What rounds to a code in [0, 255] lies between these.
         low, high = (-0.5 - zero_point) * scale, (CODE_MAX + 0.5 - zero_point) * scale
-        if eager(x):
-            inside = torch.ops.aten.hardtanh_backward(grad, x, low.item(), high.item())
-        else:
-            inside = torch.where((x > low) & (x < high), grad, 0.0)
-        return inside, None, None
+        if ctx.rectify:
+            low = torch.zeros_like(low)
+        return passed(grad, x, low, high), None, None, None
+
+
+def passed(grad: Tensor, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Returns `grad` where `x` is between two bounds, 0 elsewhere; it lies in memory as `x` does.
+
+    A gradient that comes from a pool does not, and all layers before would be slower for it.
+    """
+    if not eager(x):
+        return torch.where((x > low) & (x < high), grad, 0.0)
+    bounds = low.item(), high.item()
+    out = torch.empty_like(x, dtype=grad.dtype)
+    return torch.ops.aten.hardtanh_backward.grad_input(grad, x, *bounds, grad_input=out)
+
+
+def code_range(zero_point: Tensor, rectify: bool) -> tuple[Tensor, Tensor]:
+    """Returns the least and the largest code, less the zero point; 0 is the least of a ReLU."""
+    low = torch.zeros_like(zero_point) if rectify else -zero_point
+    return low, CODE_MAX - zero_point
 
 
 def eager(x: Tensor) -> bool:

@@ -26,7 +26,9 @@ from pqd.constraints.fake_quant import (
     CODE_MAX,
     ActivationFakeQuant,
     WeightFakeQuant,
+    code_range,
     eager,
+    passed,
 )
 from pqd.constraints.placement import Quantizers, insert_fake_quants
 from pqd.constraints.quantization import FakeQuantization
@@ -103,16 +105,16 @@ class LearnedActivationFakeQuant(ActivationFakeQuant):
         """Names what must not be pulled to 0."""
         return ["step"]
 
-    def quantize(self, x: Tensor) -> Tensor:
+    def quantize(self, x: Tensor, rectify: bool) -> Tensor:
         """Rounds `x` of shape [B, ...] to its codes.
 
         The range of images is known and stays: a gradient for it would cost the first layer one
         for all its inputs.
         """
         if not x.requires_grad:
-            return super().quantize(x)
+            return super().quantize(x, rectify)
         step = _stepped(self, self.scale)
-        quantized: Tensor = _LearnedFakeQuantize.apply(x, step, self.zero_point)
+        quantized: Tensor = _LearnedFakeQuantize.apply(x, step, self.zero_point, rectify)
         return quantized
 
 
@@ -151,27 +153,25 @@ class _LearnedRound(torch.autograd.Function):
 
 class _LearnedFakeQuantize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, step: Tensor, zero_point: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, step: Tensor, zero_point: Tensor, rectify: bool) -> Tensor:
         codes = (x / step).round_()
-        low, high = -zero_point, CODE_MAX - zero_point
+        low, high = code_range(zero_point, rectify)
         codes = codes.clamp_(low.item(), high.item()) if eager(x) else codes.clamp(low, high)
         quantized = codes.mul_(step)
         # Both are kept by the layers before and behind: saving them costs no memory.
         ctx.save_for_backward(x, quantized, step, zero_point)
+        ctx.rectify = rectify
         return quantized
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, quantized, step, zero_point = ctx.saved_tensors
-        low, high = -zero_point * step, (CODE_MAX - zero_point) * step
-        if eager(x):
-            inside = torch.ops.aten.hardtanh_backward(grad, x, low.item(), high.item())
-        else:
-            inside = torch.where((x > low) & (x < high), grad, 0.0)
+        low, high = (bound * step for bound in code_range(zero_point, ctx.rectify))
+        inside = passed(grad, x, low, high)
         # Eq. 3 times s: clipped values are codes -Q_N and Q_P, the others differ by their rounding.
         grad_step = _difference(grad, quantized, inside, x) / step
         gain = 1 / math.sqrt(x[0].numel() * CODE_MAX)
-        return inside, (grad_step * gain).to(step.dtype), None
+        return inside, (grad_step * gain).to(step.dtype), None, None
 
 
 def _first_step(code_max: int, weight: Tensor) -> Tensor:

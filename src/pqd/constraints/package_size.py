@@ -43,6 +43,7 @@ class PackageSize(Constraint):
         """Takes the largest size, in KiB, and the most bits of a weight."""
         self.kib, self.most_bits = kib, most_bits
         self._known = False  # whether the bits of the state are in use: a stage may be resumed
+        self._new = True  # whether this is the stage that attaches it
 
     def attach(self, model: fx.GraphModule) -> None:
         """Starts with the bits that the fake-quantizers have."""
@@ -58,7 +59,9 @@ class PackageSize(Constraint):
     @classmethod
     def rebuild(cls, description: dict[str, Any]) -> "PackageSize":
         """Returns the constraint of a description."""
-        return cls(description["kib"], description["most_bits"])
+        found = cls(description["kib"], description["most_bits"])
+        found._new = False
+        return found
 
     def remove(self, model: fx.GraphModule) -> None:
         """Forgets what was measured."""
@@ -75,19 +78,21 @@ class PackageSize(Constraint):
         Raises:
             UserError: 2 bits everywhere may take more than the size.
         """
-        layers = Layers(model) if not self._known or step in _checks(steps) else None
-        if layers is None:
+        due = step in _checks(steps)
+        if self._known and not due:
             return
+        layers = Layers(model)
         if not self._known:
             widths = model.get_buffer("package_size_widths").tolist()
             for quantizer, width in zip(layers.quantizers.values(), widths, strict=True):
                 quantizer.code_max = code_max_of(WIDTHS[width])
             self._known = True
-        if step in _checks(steps):
+        if due:
             sizes = layers.bytes()
             if step == 0:
                 self._pack(model, layers, sizes, write)
-                self._check(model, layers)
+                if self._new:
+                    self._check(model, layers)
             self._balance(model, layers, sizes, write)
 
     def settle(self, model: fx.GraphModule, write: Write) -> dict[str, Any]:

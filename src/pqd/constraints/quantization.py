@@ -53,7 +53,7 @@ class FakeQuantization(Constraint):
 
     def deploy(self, model: fx.GraphModule) -> None:
         """Makes layers integer ones, with INT32 biases."""
-        to_integers(model)
+        to_integers(model, self.scheme)
 
     def remove(self, model: fx.GraphModule) -> None:
         """Takes all fake-quantizers off; the weights stay as they are stored."""

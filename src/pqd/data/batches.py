@@ -1,10 +1,14 @@
 """Batches of normalised images; those for training are augmented on the device."""
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -12,7 +16,9 @@ from pqd.config import AugmentConfig
 from pqd.data.dataset import Dataset
 from pqd.data.mixing import mixes
 from pqd.data.split import Split
-from pqd.errors import UserError
+from pqd.data.stored import Images
+
+AHEAD = 2  # batches that are fetched before they are asked for
 
 
 class Batch(NamedTuple):
@@ -35,8 +41,10 @@ class Batch(NamedTuple):
 class TrainBatches:
     """Random batches of the train split, augmented by one gather for the whole batch.
 
-    The padded images stay on the device; the offsets of the crop and the flip are folded into the
-    index of every pixel, so nothing is copied per image and the host never waits for the device.
+    The images stay on the device where they fit into half of what is free there; else the next
+    batches are fetched and moved in the background. The offsets of the crop and the flip are folded
+    into the index of every pixel, so nothing is copied per image and the host never waits for the
+    device.
     Padding is black, as in torchvision's RandomCrop; cutout (DeVries and Taylor 2017,
     arXiv 1708.04552) puts in the mean colour, which is 0 after normalisation. Images are mixed
     last (`mixing`), each with one of its batch.
@@ -45,7 +53,7 @@ class TrainBatches:
     def __init__(
         self, dataset: Dataset, augment: AugmentConfig, batch_size: int, device: torch.device
     ) -> None:
-        """Copies the padded train split to `device`.
+        """Copies the train split to `device`, where it fits.
 
         Args:
             dataset: its train split is drawn from.
@@ -53,25 +61,12 @@ class TrainBatches:
             batch_size: images per batch, at most the whole split; the last, smaller batch of an
                 epoch is dropped.
             device: where the batches are made.
-
-        Raises:
-            UserError: the images do not fit into the device's memory.
         """
-        images = dataset.train.images
-        _, self.height, self.width, self.channels = images.shape
+        self.images, self.device = _on(device, dataset.train.images), device
+        _, self.height, self.width, self.channels = self.images.shape
         self.augment = augment
         self.batch_size = min(batch_size, len(dataset.train))
         self.mean, self.std = dataset.mean, dataset.std
-        pad = augment.crop_padding
-        try:
-            padded = functional.pad(images.to(device), (0, 0, pad, pad, pad, pad))
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"{len(images)} images ({images.nbytes / 2**30:.1f} GiB) do not fit into the memory"
-                f" of {device}; lower dataset.image_size or dataset.train_limit"
-            ) from error
-        self.padded_height, self.padded_width = padded.shape[1:3]
-        self.pixels = padded.view(-1, self.channels)
         self.labels = dataset.train.labels.to(device)
 
     def __len__(self) -> int:
@@ -84,7 +79,7 @@ class TrainBatches:
         Everything random comes from generators seeded with `seed`, of which that of crops and flips
         is the device's: the same seed gives the same batches, bit by bit on the CPU.
         """
-        device = self.labels.device
+        device, pad = self.device, self.augment.crop_padding
         generator = torch.Generator(device).manual_seed(seed)
         used = len(self) * self.batch_size
 
@@ -97,15 +92,20 @@ class TrainBatches:
         tops, lefts = draw(offsets), draw(offsets)
         flips = draw(2 if self.augment.flip else 1)
         centres = zip(draw(self.height), draw(self.width), strict=True)
-        row, column = (torch.arange(n, device=device) for n in (self.height, self.width))
+        row, column, image = (
+            torch.arange(n, device=device) for n in (self.height, self.width, self.batch_size)
+        )
         mixed = mixes(self.augment, seed, len(self), (self.height, self.width), device)
-        for batch, top, left, flip, (y, x), mix in zip(
-            chosen.split(self.batch_size), tops, lefts, flips, centres, mixed, strict=True
+        wanted = chosen.to(self.images.device).split(self.batch_size)
+        found, batches = fetched(self.images, wanted, device), chosen.split(self.batch_size)
+        for originals, batch, top, left, flip, (y, x), mix in zip(
+            found, batches, tops, lefts, flips, centres, mixed, strict=True
         ):
-            rows = batch[:, None] * self.padded_height + top + row
+            padded = functional.pad(originals, (0, 0, pad, pad, pad, pad))
+            rows = image[:, None] * padded.shape[1] + top + row
             columns = left + torch.where(flip.bool(), self.width - 1 - column, column)
-            where = rows[:, :, None] * self.padded_width + columns[:, None, :]
-            pixels = self.pixels.index_select(0, where.view(-1))
+            where = rows[:, :, None] * padded.shape[2] + columns[:, None, :]
+            pixels = padded.view(-1, self.channels).index_select(0, where.view(-1))
             images = normalise(pixels.view(*where.shape, self.channels), self.mean, self.std)
             if self.augment.cutout:
                 hole = self._side(row, y)[:, :, None] & self._side(column, x)[:, None, :]
@@ -137,10 +137,65 @@ def eval_batches(
     Yields:
         Images, float32 [B, C, H, W] in channels_last, normalised; labels, int64 [B].
     """
-    for images, labels in zip(
-        split.images.split(batch_size), split.labels.split(batch_size), strict=True
-    ):
-        yield normalise(images.to(device), dataset.mean, dataset.std), labels.to(device)
+    batches = torch.arange(len(split)).split(batch_size)
+    found = fetched(split.images, batches, device)
+    for images, labels in zip(found, split.labels.split(batch_size), strict=True):
+        yield normalise(images, dataset.mean, dataset.std), labels.to(device)
+
+
+def fetched(images: Images, batches: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """The images of each batch on `device`; those that are not there come in the background.
+
+    Args:
+        images: to choose from.
+        batches: which, int64 [B] each, where `images` are.
+        device: where they are wanted.
+
+    Yields:
+        uint8 [B, H, W, C].
+    """
+    if isinstance(images, Tensor) and images.device.type == device.type:
+        for rows in batches:
+            yield images.index_select(0, rows)
+        return
+    copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def fetch(rows: Tensor) -> Tensor:
+        found = images[rows]
+        if copies is None:
+            return found
+        with torch.cuda.stream(copies):
+            moved = found.pin_memory().to(device, non_blocking=True)
+        copies.synchronize()
+        return moved
+
+    with ThreadPoolExecutor(1) as background:
+        coming: deque[Future[Tensor]] = deque()
+        try:
+            for rows in batches:
+                coming.append(background.submit(fetch, rows))
+                if len(coming) > AHEAD:
+                    yield _arrived(coming.popleft())
+            while coming:
+                yield _arrived(coming.popleft())
+        finally:
+            for fetching in coming:  # of a reader that stopped early
+                fetching.cancel()
+
+
+def _arrived(fetching: Future[Tensor]) -> Tensor:
+    images = fetching.result()
+    if images.is_cuda:  # its memory is not to be reused before this stream has read it
+        images.record_stream(torch.cuda.current_stream(images.device))
+    return images
+
+
+def _on(device: torch.device, images: Images) -> Images:
+    """The images on `device`, or where they are if they do not fit into half of its free memory."""
+    if device.type != "cuda" or not isinstance(images, Tensor):
+        return images
+    fits = images.nbytes <= torch.cuda.mem_get_info(device)[0] // 2
+    return images.to(device) if fits else images
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
@@ -160,6 +215,15 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
     return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
+def affine(
+    mean: Sequence[float], std: Sequence[float]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What pixels are multiplied by and what is added to normalise them, float32 [C] each."""
+    scale = [1 / (255 * s) for s in std]
+    shift = [-m / s for m, s in zip(mean, std, strict=True)]
+    return np.array(scale, np.float32), np.array(shift, np.float32)
+
+
 @lru_cache(maxsize=16)
 def _affine(
     mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device
@@ -169,10 +233,9 @@ def _affine(
     Made once, so that no batch waits for a copy to the device; as long as a row, because a
     multiplication over an innermost dimension of 3 measured 10 times slower on the CPU.
     """
-    scale = [1 / (255 * s) for s in std]
-    shift = [-m / s for m, s in zip(mean, std, strict=True)]
+    scale, shift = affine(mean, std)
     with torch.inference_mode(False):  # else tensors made during an evaluation are of no use later
         return (
-            torch.tensor(scale * width, dtype=torch.float32, device=device),
-            torch.tensor(shift * width, dtype=torch.float32, device=device),
+            torch.from_numpy(scale).repeat(width).to(device),
+            torch.from_numpy(shift).repeat(width).to(device),
         )

@@ -27,6 +27,19 @@ def folder() -> Path:
         return Path(tempfile.gettempdir()) / "pqd"
 
 
+def named(name: str, files: Sequence[Path], settings: object) -> str:
+    """What the decoded images of these files are called: `name` and a hash of all they depend on.
+
+    Args:
+        name: for the people who find it.
+        files: what is decoded; their paths, sizes and modification times count.
+        settings: whatever else the result depends on; its `repr` counts.
+    """
+    stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    key = hashlib.sha256(repr((FORMAT, settings, stats)).encode()).hexdigest()[:16]
+    return f"{name}-{key}"
+
+
 def decoded(
     name: str, files: Sequence[Path], settings: object, decode: Callable[[], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
@@ -35,14 +48,12 @@ def decoded(
     The cache saves time and is never needed: where it cannot be read or written, a warning says so.
 
     Args:
-        name: of the cache file, for the people who find it.
-        files: what is decoded; their paths, sizes and modification times are the key.
-        settings: whatever else the result depends on; its `repr` is part of the key.
+        name: see `named`, as for `files` and `settings`.
+        files: see there.
+        settings: see there.
         decode: does the work.
     """
-    stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = hashlib.sha256(repr((FORMAT, settings, stats)).encode()).hexdigest()[:16]
-    path = folder() / f"{name}-{key}.safetensors"
+    path = folder() / f"{named(name, files, settings)}.safetensors"
     try:
         return load_file(path)
     except FileNotFoundError:

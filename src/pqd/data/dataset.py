@@ -9,6 +9,7 @@ import torch
 from pqd.config import DatasetConfig
 from pqd.data import cifar, digits, imagefolder, memory
 from pqd.data.split import Source, Split, cut, fingerprint, statistics
+from pqd.data.stored import StoredImages
 from pqd.errors import UserError, choices, one_line
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,8 @@ def load_dataset(cfg: DatasetConfig) -> Dataset:
         if not len(split):
             raise UserError(f"the {name} split of {cfg.name} in {cfg.root} holds no images")
     side, channels = train.images.shape[2:]
-    memory.check(cfg, len(train), len(test), side, channels, held=True)
+    stored = isinstance(train.images, StoredImages)
+    memory.check(cfg, len(train), len(test), side, channels, stored=stored)
     if cfg.image_size is not None:  # each split's original is freed before the next is resized
         train = train.resized(cfg.image_size)
         test = test.resized(cfg.image_size)
@@ -87,6 +89,10 @@ def load_dataset(cfg: DatasetConfig) -> Dataset:
     validation, train = train.take(held_out), train.take(rest)
     _warn_of_classes_without_images(classes, train)
     identity = fingerprint((classes, mean, std), train, validation, test)
+    if stored and memory.holds(nbytes := sum(s.images.nbytes for s in (train, validation, test))):
+        train, validation, test = (split.loaded() for split in (train, validation, test))
+    elif stored:
+        log.info("%.2f GiB of images stay in their file: batches are read from it", nbytes / 2**30)
     return Dataset(cfg.name, classes, train, validation, test, mean, std, identity, cfg.resize)
 
 

@@ -1,22 +1,17 @@
 """The user's own images, at any depth below `root/train/<class>` and `root/test/<class>`."""
 
 import logging
-import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from pqd.config import DatasetConfig
-from pqd.data import memory
-from pqd.data.cache import decoded
+from pqd.data.decoding import Job, check_space, decoded, forget
 from pqd.data.folders import list_classes, root_of, shown
 from pqd.data.images import decode
 from pqd.data.split import Source, Split
-from pqd.errors import UserError, one_line
+from pqd.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -27,17 +22,17 @@ def read(cfg: DatasetConfig) -> Source:
     Raises:
         UserError: folders or images are missing, train and test differ in their classes, a file
             cannot be read (unless `cfg.on_corrupt` is skip), sizes differ and `cfg.image_size` is
-            not given, or the images do not fit into memory.
+            not given, or the decoded images do not fit on the disk.
     """
     root = root_of(cfg, "train/<class>/* and test/<class>/*")
     train, test = (list_classes(root / split) for split in ("train", "test"))
     _check_classes(root, train, test)
-    files = [[file for listed in split.values() for file in listed] for split in (train, test)]
-    size = cfg.image_size or _size_of_all(files[0] + files[1])
-    memory.check(cfg, len(files[0]), len(files[1]), size, 3, held=False)
-    return Source(
-        list(train), _read_split("train", train, size, cfg), _read_split("test", test, size, cfg)
-    )
+    files = [file for split in (train, test) for listed in split.values() for file in listed]
+    size = cfg.image_size or _size_of_all(files)
+    jobs = [_job("train", train, size, cfg), _job("test", test, size, cfg)]
+    check_space(jobs)
+    splits = zip(jobs, (train, test), strict=True)
+    return Source(list(train), *(_read_split(job, classes, cfg) for job, classes in splits))
 
 
 def _check_classes(root: Path, train: dict[str, list[Path]], test: dict[str, list[Path]]) -> None:
@@ -71,55 +66,31 @@ def _size_of_all(files: list[Path]) -> int:
     raise UserError(f"{shown(files[0])} and all other images cannot be read")
 
 
-def _read_split(split: str, classes: dict[str, list[Path]], size: int, cfg: DatasetConfig) -> Split:
-    files = [file for listed in classes.values() for file in listed]
-    labels = torch.repeat_interleave(torch.tensor([len(listed) for listed in classes.values()]))
-    tensors = decoded(
+def _job(split: str, classes: dict[str, list[Path]], size: int, cfg: DatasetConfig) -> Job:
+    resize = cfg.image_size is not None
+    return Job(
         f"imagefolder-{split}",
-        files,
-        (size, cfg.image_size and cfg.resize, cfg.on_corrupt),
-        lambda: _decode_all(files, size, cfg),
+        [file for listed in classes.values() for file in listed],
+        size,
+        (size, resize and cfg.resize),
+        lambda file: decode(file, size, resize=resize, how=cfg.resize),
     )
-    kept = tensors["kept"]
-    for index in (~kept).nonzero().flatten().tolist():
-        log.warning("skipped, as it cannot be read: %s", shown(files[index]))
-    for label, (name, listed) in enumerate(classes.items()):
-        if not (labels[kept] == label).any():
-            raise UserError(f"{listed[0].parent}: none of the images of class {name} can be read")
-    return Split(tensors["images"], labels[kept])
 
 
-def _decode_all(files: list[Path], size: int, cfg: DatasetConfig) -> dict[str, Tensor]:
-    """Decodes `files`: images, uint8 [M, size, size, 3], and kept, bool [N], which files they are.
-
-    Raises:
-        UserError: see `read`.
-    """
-    log.info("decoding %d images, once: the pixels are kept for the next runs", len(files))
-    images = np.empty((len(files), size, size, 3), np.uint8)
-
-    def fill(index: int) -> str | None:
-        try:
-            resize = cfg.image_size is not None
-            images[index] = decode(files[index], size, resize=resize, how=cfg.resize)
-        except UserError:
-            raise
-        except Exception as error:  # Pillow's decoders raise almost anything
-            return f"{shown(files[index])} ({one_line(error, named=True)})"
-        return None
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        problems = list(pool.map(fill, range(len(files))))
-    corrupt = [problem for problem in problems if problem]
-    if corrupt and cfg.on_corrupt == "refuse":
+def _read_split(job: Job, classes: dict[str, list[Path]], cfg: DatasetConfig) -> Split:
+    images, unreadable = decoded(job)
+    if unreadable and cfg.on_corrupt == "refuse":
+        forget(job)
+        index, reason = next(iter(unreadable.items()))
         raise UserError(
-            f"{len(corrupt)} of {len(files)} images cannot be read, first {corrupt[0]}; remove "
-            f"them or give dataset.on_corrupt=skip"
+            f"{len(unreadable)} of {len(job.files)} images cannot be read, first "
+            f"{shown(job.files[index])} ({reason}); remove them or give dataset.on_corrupt=skip"
         )
-    kept = [index for index, problem in enumerate(problems) if problem is None]
-    for place, index in enumerate(kept if corrupt else ()):
-        images[place] = images[index]  # in place: a copy of all may not fit into memory
-    return {
-        "images": torch.from_numpy(images[: len(kept)]),
-        "kept": torch.tensor([problem is None for problem in problems]),
-    }
+    for index in unreadable:
+        log.warning("skipped, as it cannot be read: %s", shown(job.files[index]))
+    counts = torch.tensor([len(listed) for listed in classes.values()])
+    labels = torch.repeat_interleave(counts)[images.rows]
+    for label, (name, listed) in enumerate(classes.items()):
+        if not (labels == label).any():
+            raise UserError(f"{listed[0].parent}: none of the images of class {name} can be read")
+    return Split(images, labels)

@@ -15,13 +15,22 @@ from pqd.errors import UserError
 MEMBERSHIP = Path("/proc/self/cgroup")
 CGROUPS = Path("/sys/fs/cgroup")
 MARGIN = 1.1  # on top of the images: decoders, intermediate results, the allocator
+BATCH = 128  # images, at least, whose padded copies are counted
+STORED = 2**30  # bytes of images beyond which those in a file stay there
 LARGEST = 2**16  # pixels, and images, up to which a value that fits is looked for
 
 
-def check(cfg: DatasetConfig, train: int, test: int, side: int, channels: int, held: bool) -> None:
+def holds(nbytes: int) -> bool:
+    """Whether images in a file of its own are better in memory: few, that leave half of it free."""
+    return nbytes <= min(STORED, available() // 2)
+
+
+def check(
+    cfg: DatasetConfig, train: int, test: int, side: int, channels: int, stored: bool
+) -> None:
     """Refuses a data set that needs more memory than there is.
 
-    What the network itself needs is not counted. The padded copy for training is, also where it
+    What the network itself needs is not counted. The padded copies of a batch are, also where they
     will be on a GPU.
 
     Args:
@@ -30,8 +39,8 @@ def check(cfg: DatasetConfig, train: int, test: int, side: int, channels: int, h
         test: number of images of the test split.
         side: of the images as they are stored, in pixels.
         channels: 1 or 3.
-        held: the images are in memory already as they are stored, and resized from there; else
-            each is decoded to its final size.
+        stored: the images are in a file of the final size; else they are in memory already, and
+            are resized there.
 
     Raises:
         UserError: says how much is needed, how much there is, and what would fit.
@@ -39,7 +48,7 @@ def check(cfg: DatasetConfig, train: int, test: int, side: int, channels: int, h
     free = available()
 
     def needed(changes: dict[str, Any]) -> int:
-        return round(MARGIN * _peak(replace(cfg, **changes), train, test, side, channels, held))
+        return round(MARGIN * _peak(replace(cfg, **changes), train, test, side, channels, stored))
 
     need = needed({})
     if need <= free:
@@ -59,17 +68,20 @@ def check(cfg: DatasetConfig, train: int, test: int, side: int, channels: int, h
     )
 
 
-def _peak(cfg: DatasetConfig, train: int, test: int, side: int, channels: int, held: bool) -> int:
+def _peak(cfg: DatasetConfig, train: int, test: int, side: int, channels: int, stored: bool) -> int:
     """Bytes at the worst moment from reading the images to the first batch, beyond those held."""
     size = cfg.image_size or side
     image, padded = (n * n * channels for n in (size, size + 2 * cfg.augment.crop_padding))
-    source = (train + test) * side * side * channels if held else 0
-    everything = (train + test) * image
     held_out = round(cfg.validation * train)
     kept = min(train - held_out, cfg.train_limit or train)
+    batch = min(kept, BATCH) * (image + padded)
+    if stored:
+        return batch
+    source = (train + test) * side * side * channels
+    everything = (train + test) * image
     reading = everything + (source if size != side else 0)
     cutting = everything + (kept + held_out) * image
-    training = (kept + held_out + test) * image + kept * padded
+    training = (kept + held_out + test) * image + batch
     return max(reading, cutting, training) - source
 
 

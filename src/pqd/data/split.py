@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pqd.data.stored import Images, StoredImages
+
 CHUNK = 2**24  # bytes of images at once: bounds the memory of intermediate results
 
 
@@ -17,11 +19,11 @@ class Split:
     """Images and what they show.
 
     Attributes:
-        images: uint8 [N, H, W, C] on the CPU; C is 1 (gray) or 3 (RGB).
+        images: uint8 [N, H, W, C] on the CPU or in a file; C is 1 (gray) or 3 (RGB).
         labels: int64 [N].
     """
 
-    images: Tensor
+    images: Images
     labels: Tensor
 
     def __len__(self) -> int:
@@ -29,12 +31,20 @@ class Split:
         return len(self.labels)
 
     def take(self, indices: Tensor) -> "Split":
-        """The images at `indices`, int64 [M], as a copy."""
-        return Split(self.images[indices], self.labels[indices])
+        """The images at `indices`, int64 [M]; a copy where they are in memory."""
+        stored = isinstance(self.images, StoredImages)
+        images = self.images.take(indices) if stored else self.images[indices]
+        return Split(images, self.labels[indices])
 
     def resized(self, size: int) -> "Split":
         """The same with images of `size` x `size` pixels (see `resize`)."""
+        if isinstance(self.images, StoredImages):  # of that size already
+            return self
         return Split(resize(self.images, size), self.labels)
+
+    def loaded(self) -> "Split":
+        """The same with all images in memory."""
+        return Split(self.images[:], self.labels)
 
 
 class Source(NamedTuple):
@@ -101,25 +111,31 @@ def _chunk(image_bytes: int) -> int:
     return max(1, CHUNK // image_bytes)
 
 
-def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def histogram(images: Tensor) -> Tensor:
+    """How often each of the 256 values occurs in each channel of uint8 [N, H, W, C]: [C, 256]."""
+    counts = torch.zeros(images.shape[-1], 256, dtype=torch.int64)
+    for row, channel in zip(counts, images.unbind(-1), strict=True):
+        for chunk in channel.split(_chunk(channel.shape[1:].numel())):
+            row += torch.bincount(chunk.flatten(), minlength=256)
+    return counts
+
+
+def statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of every channel, in units of 1 (pixel / 255).
 
     They come from integer counts of the 256 values, so they are exact and do not depend on the
     order of summation. A channel without any variation gets the deviation 1.
 
     Args:
-        images: uint8 [N, H, W, C].
+        images: uint8 [N, H, W, C]; all of a file, where they are in one.
 
     Returns:
         Means and deviations, C numbers each.
     """
     values = torch.arange(256, dtype=torch.float64) / 255
     means, deviations = [], []
-    for channel in images.unbind(-1):
-        counts = torch.zeros(256, dtype=torch.int64)
-        for chunk in channel.split(_chunk(channel[0].numel())):
-            counts += torch.bincount(chunk.flatten(), minlength=256)
-        share = counts.double() / channel.numel()
+    for counts in images.counts if isinstance(images, StoredImages) else histogram(images):
+        share = counts.double() / counts.sum()
         mean = (share * values).sum()
         means.append(mean.item())
         deviations.append((share * (values - mean) ** 2).sum().sqrt().item() or 1.0)
@@ -127,10 +143,17 @@ def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def fingerprint(facts: object, *splits: Split) -> str:
-    """First 16 hex digits of the SHA-256 of `repr(facts)`, pixels and labels, in their order."""
+    """First 16 hex digits of the SHA-256 of `repr(facts)`, pixels and labels, in their order.
+
+    For the pixels of a file stand its digest and which of its images there are.
+    """
     digest = hashlib.sha256(repr(facts).encode())
     for split in splits:
         digest.update(repr(tuple(split.images.shape)).encode())
-        digest.update(split.images.numpy().data)
+        if isinstance(split.images, StoredImages):
+            digest.update(split.images.digest.encode())
+            digest.update(split.images.rows.numpy().data)
+        else:
+            digest.update(split.images.numpy().data)
         digest.update(split.labels.numpy().data)
     return digest.hexdigest()[:16]

@@ -1,14 +1,14 @@
 """Writing a network as an ONNX file."""
 
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx
 
+from pqd import files
 from pqd.constraints.integers.ops import onnx_translations
 from pqd.export.deploy import deployed
 from pqd.notices import silenced
@@ -62,9 +62,44 @@ def write_onnx(
     for key, value in metadata.items():
         proto.metadata_props.add(key=f"pqd.{key}", value=json.dumps(value))
     onnx.checker.check_model(proto)
-    temporary = path.with_suffix(".onnx.tmp")
-    temporary.write_bytes(proto.SerializeToString(deterministic=True))
-    os.replace(temporary, path)
+    files.write(path, proto.SerializeToString(deterministic=True))
+
+
+def take_pixels(path: Path, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Puts the normalisation of images into an ONNX file, in place, atomically.
+
+    Then it takes pixels, uint8 [B, H, W, C], as decoders and cameras give them, and computes on
+    them what `pqd.data.normalise` does, so its logits are those of the file before, to the bit.
+
+    Args:
+        path: a file of `write_onnx`.
+        mean: C numbers, in units of 1 (pixel / 255).
+        std: C numbers, likewise.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    from pqd.data.batches import affine
+
+    proto = onnx.load(path)
+    graph, name = proto.graph, proto.graph.input[0].name
+    batch, _, height, width = graph.input[0].type.tensor_type.shape.dim
+    sizes = batch.dim_param, height.dim_value, width.dim_value, len(mean)
+    for node in graph.node:
+        node.input[:] = ["normalised" if given == name else given for given in node.input]
+    nodes = [
+        helper.make_node("Cast", [name], ["pixels"], "to_float", to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["pixels", "pixel_scale"], ["scaled"], "scale"),
+        helper.make_node("Add", ["scaled", "pixel_shift"], ["shifted"], "shift"),
+        helper.make_node("Transpose", ["shifted"], ["normalised"], "to_nchw", perm=[0, 3, 1, 2]),
+    ]
+    for node in reversed(nodes):
+        graph.node.insert(0, node)
+    for constant, values in zip(("pixel_scale", "pixel_shift"), affine(mean, std), strict=True):
+        graph.initializer.append(numpy_helper.from_array(values, constant))
+    graph.input[0].CopyFrom(helper.make_tensor_value_info(name, TensorProto.UINT8, sizes))
+    onnx.checker.check_model(proto)
+    files.write(path, proto.SerializeToString(deterministic=True))
 
 
 def _drop_empty_repeats(graph: Any) -> None:

@@ -39,7 +39,7 @@ def look(
     runtimes: Sequence[str] = (REFERENCE,),
     package: Path | None = None,
     float_: Path | None = None,
-    images: Iterable[NDArray[np.float32]] = (),
+    images: Iterable[NDArray[Any]] = (),
     seconds: float = shares.SECONDS,
 ) -> Inspection:
     """Looks at every layer of an ONNX file, of pqd or of another tool.
@@ -49,7 +49,7 @@ def look(
         runtimes: that run ONNX files, for the shares of time.
         package: the package of the file; None packs it for its size.
         float_: the same network in FP32, for the errors of quantization.
-        images: batches [B, C, H, W], normalised, for the errors of outputs.
+        images: batches of images as the files take them, for the errors of outputs.
         seconds: to profile each runtime for, about.
 
     Raises:
@@ -112,12 +112,15 @@ def _layers(model: Path, network: Any) -> list[graph.Node]:
     return found
 
 
-def _example(network: Any) -> NDArray[np.float32]:
-    """Standard-normal images, as the network's first input takes them: one, or its batch size."""
+def _example(network: Any) -> NDArray[Any]:
+    """Random images, as the network's first input takes them: one, or its batch size."""
+    from onnx.helper import tensor_dtype_to_np_dtype
+
     weights = {tensor.name for tensor in network.graph.initializer}
-    name = next(value.name for value in network.graph.input if value.name not in weights)
-    shape = [size or 1 for size in infer_shapes(network)[name]]
-    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    value = next(value for value in network.graph.input if value.name not in weights)
+    shape = [size or 1 for size in infer_shapes(network)[value.name]]
+    images = 50 * np.random.default_rng(0).random(shape)
+    return images.astype(tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
 
 
 def _bytes(model: Path, package: Path | None) -> tuple[dict[str, int], int | None]:

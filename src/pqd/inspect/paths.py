@@ -16,7 +16,7 @@ from rich.table import Table
 from pqd.errors import UserError
 from pqd.inspect.look import IMAGES, Inspection, look
 from pqd.inspect.words import columns
-from pqd.measure.graph import input_shape, is_quantized
+from pqd.measure.graph import Input, input_of, is_quantized
 from pqd.result import Layer
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def inspect(path: Path, runtimes: Sequence[str], float_: Path | None = None) -> 
             float_ = _onnx(float_, Path(folder, "float.onnx"))
         elif path.is_dir() and is_quantized(model):
             float_ = in_float(path, Path(folder, "float.onnx"))
-            images = _test_images(path)
+            images = _test_images(path, input_of(model))
         package = path / "model.pqd" if path.is_dir() else path if path.suffix == ".pqd" else None
         try:
             return look(model, runtimes=runtimes, package=package, float_=float_, images=images)
@@ -57,18 +57,20 @@ def in_float(run: Path, temporary: Path) -> Path:
         run: a folder with `model.onnx`, `model.safetensors` and `recipe.json`.
         temporary: a file to write, where that is needed.
     """
-    from pqd.export.onnx_file import write_onnx
-    from pqd.networks import load_network
+    from pqd.export.onnx_file import take_pixels, write_onnx
+    from pqd.networks import load_blueprint, load_network
 
     if (pruned := run / "pruned.onnx").is_file():
         return pruned
-    network = load_network(run, quantized=False)
-    write_onnx(network, temporary, input_shape(run / "model.onnx"), {})
+    taken, blueprint = input_of(run / "model.onnx"), load_blueprint(run)
+    write_onnx(load_network(run, quantized=False), temporary, taken.shape, {})
+    if taken.uint8 and blueprint.mean and blueprint.std:
+        take_pixels(temporary, blueprint.mean, blueprint.std)
     return temporary
 
 
-def few(batches: Iterable[Any]) -> list[NDArray[np.float32]]:
-    """Returns the first images of batches [B, C, H, W], as batches of one."""
+def few(batches: Iterable[Any]) -> list[NDArray[Any]]:
+    """Returns the first images of batches, as batches of one."""
     singles = (np.asarray(image)[None] for batch in batches for image in batch)
     return list(islice(singles, IMAGES))
 
@@ -100,11 +102,8 @@ def _onnx(path: Path, temporary: Path) -> Path:
     return temporary
 
 
-def _test_images(run: Path) -> list[NDArray[np.float32]]:
-    import torch
-
-    from pqd import data
-    from pqd.measure.images import dataset_of
+def _test_images(run: Path, taken: Input) -> list[NDArray[Any]]:
+    from pqd.measure.images import dataset_of, test_batches
 
     try:
         dataset = dataset_of(run)
@@ -113,5 +112,4 @@ def _test_images(run: Path) -> list[NDArray[np.float32]]:
             "%s: errors of outputs are left out, as its data set is not here: %s", run, error
         )
         return []
-    batches = data.eval_batches(dataset.test, dataset, IMAGES, torch.device("cpu"))
-    return few(images for images, _ in batches)
+    return few(test_batches(dataset, taken, IMAGES))

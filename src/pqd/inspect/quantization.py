@@ -23,9 +23,7 @@ def weight_errors(quantized: list[Node], float_: list[Node]) -> dict[str, float]
     return found
 
 
-def output_errors(
-    quantized: Any, float_: Any, images: Iterable[NDArray[np.float32]]
-) -> dict[str, float]:
+def output_errors(quantized: Any, float_: Any, images: Iterable[NDArray[Any]]) -> dict[str, float]:
     """Returns the relative error of each layer's output, by its name.
 
     That is |q - f| / |f| with Euclidean norms over all images: q is the output in the quantized
@@ -35,7 +33,7 @@ def output_errors(
     Args:
         quantized: an ONNX `ModelProto`.
         float_: the same network in FP32.
-        images: batches [B, C, H, W], normalised.
+        images: batches of images as the files take them.
     """
     pairs = [
         (layer.name, layer.node.output[0], other.node.output[0])

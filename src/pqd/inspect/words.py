@@ -81,14 +81,13 @@ def worst(layers: Sequence[Layer], package: int | None = None) -> str:
         largest = max(layers, key=lambda layer: layer.package_bytes or 0)
         share = words.percent(100 * (largest.package_bytes or 0) / package)
         parts.append(f"{_called(largest)} takes {share} of the package")
-    for what in ("output", "weight"):
-        errors = {_called(layer): getattr(layer, f"{what}_error") for layer in layers}
-        known = {name: error for name, error in errors.items() if error is not None}
-        if known:
-            name = max(known, key=lambda layer: known[layer])
-            error = words.significant(100 * known[name])
-            parts.append(f"quantization changes the {what}s of {name} most, by {error} %")
-            break
+    if off := [layer for layer in layers if layer.weight_error is not None]:
+        coarsest = max(off, key=lambda layer: layer.weight_error or 0)
+        error = words.significant(100 * (coarsest.weight_error or 0))
+        parts.append(f"quantization changes the weights of {_called(coarsest)} most, by {error} %")
+        if off[-1].output_error is not None:  # with all layers before it
+            error = words.significant(100 * off[-1].output_error)
+            parts[-1] += f", and what {_called(off[-1])} puts out by {error} %"
     return f"What hurts most: {'; '.join(parts)}." if parts else ""
 
 

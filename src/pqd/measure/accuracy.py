@@ -18,7 +18,8 @@ def predictions(
 
     Args:
         model: the ONNX file, with those of other runtimes beside it.
-        images: batches of normalised float32 images [B, C, H, W], tensors or arrays.
+        images: batches of images as the file takes them, tensors or arrays; see
+            `pqd.measure.graph.Input`.
         runtime: the name of one that runs files.
         threads: number of threads; 0 is all cores.
 
@@ -27,7 +28,7 @@ def predictions(
     """
     where = usable(runtime)
     session = where.open(where.file(model), threads or len(cores()))
-    batches = (np.ascontiguousarray(batch, dtype=np.float32) for batch in images)
+    batches = (np.ascontiguousarray(batch) for batch in images)
     return np.concatenate([session(batch).argmax(axis=1) for batch in batches])
 
 

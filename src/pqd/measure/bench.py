@@ -15,11 +15,11 @@ from pqd.errors import UserError, one_line
 from pqd.files import write_json
 from pqd.measure.accuracy import predictions, top1
 from pqd.measure.conditions import provenance
-from pqd.measure.graph import batch_size, input_shape, is_quantized
-from pqd.measure.images import dataset_of
+from pqd.measure.graph import Input, batch_size, input_of, is_quantized
+from pqd.measure.images import dataset_of, test_batches
 from pqd.measure.timings import Latencies, latency
 from pqd.result import SCHEMA, now
-from pqd.runtimes import available, get
+from pqd.runtimes import get
 
 log = logging.getLogger(__name__)
 
@@ -125,14 +125,18 @@ def _kind(model: Path) -> str:
 
 def _check(subject: Subject, runtime: RuntimeConfig) -> None:
     """Sees to it that the models of a subject take what they are to be measured with."""
-    shapes = {model: input_shape(model) for model in subject.models.values()}
-    *_, (last, shape) = shapes.items()
-    for model, other in shapes.items():
-        if other != shape:
-            raise UserError(f"{model} takes images {list(other)}, but {last} {list(shape)}")
+    inputs = {model: input_of(model) for model in subject.models.values()}
+    *_, (last, taken) = inputs.items()
+    for model, other in inputs.items():
+        if other != taken:
+            raise UserError(f"{model} takes images {_words(other)}, but {last} {_words(taken)}")
         size = batch_size(model)
         if size and set(runtime.batch_sizes) != {size}:
             raise UserError(f"{model} takes batches of {size} only; give --batch {size}")
+
+
+def _words(taken: Input) -> str:
+    return f"{list(taken.batch(0)[1:])}{' of uint8' if taken.uint8 else ''}"
 
 
 def _measure(
@@ -142,19 +146,21 @@ def _measure(
     conditions = provenance() | {"started": now()}
     path, model = subject.path, list(subject.models.values())[-1]
     modules = _modules(path, runtime) if path.is_dir() else {}
-    rows = latency(subject.models, runtime, input_shape(model), modules)
+    shape, uint8 = input_of(model)
+    rows = latency(subject.models, runtime, shape, modules, uint8=uint8)
     if not rows:
         reasons = rows.left_out | {
             name: f"runtime {name} failed: {reason}" for name, reason in rows.failed.items()
         }
         raise UserError(f"{path}: nothing could be measured: {'; '.join(reasons.values())}")
+    measured = list(dict.fromkeys(row["runtime"] for row in rows))
     show(path, rows)  # before it is written: a full disk loses nothing that was seen
     record = {
         "schema": SCHEMA,
         "provenance": conditions | {"int8_peak_gops": rows.int8_peak_gops},
         "latency": rows,
         "failed": rows.failed,
-        "accuracy_by_runtime": _accuracies(path, runtime) if path.is_dir() else {},
+        "accuracy_by_runtime": _accuracies(path, measured) if path.is_dir() else {},
     }
     try:
         write_json(subject.record, record)
@@ -176,23 +182,19 @@ def _modules(run: Path, runtime: RuntimeConfig) -> dict[str, Any]:
     return {"dense": load_blueprint(run).build(), "pruned": network}
 
 
-def _accuracies(run: Path, runtime: RuntimeConfig) -> dict[str, float]:
+def _accuracies(run: Path, runtimes: list[str]) -> dict[str, float]:
     """Top-1 in % of a run's model.onnx, by runtime; empty without its data set."""
-    import torch
-
-    from pqd import data
-
     try:
         dataset = dataset_of(run)
     except UserError as error:
         log.warning("%s: accuracy is not measured, as its data set is not here: %s", run, error)
         return {}
     found = {}
-    for name in available(runtime.names):
+    for name in runtimes:
         if get(name).file(run / "model.onnx"):
-            batches = data.eval_batches(dataset.test, dataset, BATCH_SIZE, torch.device("cpu"))
+            batches = test_batches(dataset, input_of(run / "model.onnx"), BATCH_SIZE)
             try:
-                predicted = predictions(run / "model.onnx", (images for images, _ in batches), name)
+                predicted = predictions(run / "model.onnx", batches, name)
             except Exception as error:  # the latency that was measured is not to be lost
                 log.warning("runtime %s gives no accuracy: %s", name, one_line(error, named=True))
                 continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pqd.errors import UserError, one_line
 
@@ -41,11 +41,24 @@ def load(model: Path) -> ModelProto:
     return network
 
 
-def input_shape(model: Path) -> tuple[int, int, int]:
-    """The (C, H, W) of the images that an ONNX file takes.
+class Input(NamedTuple):
+    """The images that an ONNX file takes: (C, H, W) normalised floats, or uint8 pixels."""
+
+    shape: tuple[int, int, int]  # C, H, W
+    uint8: bool = False  # [B, H, W, C], see `pqd.export.onnx_file.take_pixels`; else [B, C, H, W]
+
+    def batch(self, size: int) -> tuple[int, int, int, int]:
+        """The shape of a batch, as the file takes it."""
+        channels, height, width = self.shape
+        return (size, height, width, channels) if self.uint8 else (size, *self.shape)
+
+
+def input_of(model: Path) -> Input:
+    """Returns what images an ONNX file takes.
 
     Raises:
-        UserError: it does not take one batch of float32 images of a fixed size.
+        UserError: it does not take one batch of images of a fixed size, normalised float32
+            [B, C, H, W] or uint8 [B, H, W, C].
     """
     from onnx import TensorProto
 
@@ -54,11 +67,16 @@ def input_shape(model: Path) -> tuple[int, int, int]:
     shape = tuple(dim.dim_value for dim in dims)[1:]
     if len(shape) != 3 or min(shape) < 1:
         raise UserError(f"{model} does not take images [batch, C, H, W] of a fixed size")
+    first, second, third = shape
     kind = found[0].type.tensor_type.elem_type
-    if kind != TensorProto.FLOAT:
-        name = TensorProto.DataType.Name(kind).lower()
-        raise UserError(f"{model} takes images of {name}; float (32 bits) is accepted")
-    return shape[0], shape[1], shape[2]
+    if kind == TensorProto.FLOAT:
+        return Input((first, second, third))
+    if kind == TensorProto.UINT8 and third in (1, 3):
+        return Input((third, first, second), uint8=True)
+    name = TensorProto.DataType.Name(kind).lower()
+    raise UserError(
+        f"{model} takes images of {name}; float (32 bits) is accepted, and uint8 [B, H, W, 1 or 3]"
+    )
 
 
 def batch_size(model: Path) -> int | None:

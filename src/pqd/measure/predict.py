@@ -11,7 +11,7 @@ import numpy as np
 from pqd.data.images import RESIZE, decode
 from pqd.errors import UserError, one_line
 from pqd.measure.cpu import cores
-from pqd.measure.graph import LIMIT
+from pqd.measure.graph import LIMIT, Input
 from pqd.runtimes import REFERENCE, Session, get
 
 LARGEST = 1e6  # of what pixels are shifted and scaled by
@@ -97,10 +97,10 @@ def predict(model: Path, images: list[Path]) -> Iterator[Prediction | UserError]
     Raises:
         UserError: the model is none of pqd's or cannot be run, or a folder holds no image.
     """
-    session, metadata = _open(model)
+    session, metadata, uint8 = _open(model)
     for path in [file for given in images for file in _files(given)]:
         try:
-            logits = session(_prepare(path, metadata))[0].astype(np.float64)
+            logits = session(_prepare(path, metadata, uint8))[0].astype(np.float64)
             if not np.isfinite(logits).all():
                 raise UserError(f"{path}: the model gives logits that are not finite")
         except UserError as error:
@@ -124,8 +124,11 @@ def _read(model: Path) -> bytes:
         raise UserError(f"cannot read {model}: {error.strerror}") from None
 
 
-def _open(model: Path) -> tuple[Session, Metadata]:
+def _open(model: Path) -> tuple[Session, Metadata, bool]:
     """Opens a model, checks its metadata, and sees to it that it classifies an image.
+
+    Returns:
+        What runs it, what it says of itself, and whether it takes pixels, uint8 [B, H, W, C].
 
     Raises:
         UserError: it is none of pqd's, its metadata does not fit it, or the runtime refuses it.
@@ -145,13 +148,18 @@ def _open(model: Path) -> tuple[Session, Metadata]:
             f"{model} is no model.onnx or model.pqd written by pqd: "
             "it does not say its classes and how images are prepared"
         ) from None
+    uint8 = network.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    if uint8 and len(taken) == 4:
+        taken = [taken[0], taken[3], *taken[1:3]]
     metadata.check(model, taken, given)
+    side = metadata.image_size
+    batch = Input((metadata.channels, side, side), uint8).batch(1)
     try:
         session = get(REFERENCE).open(content, len(cores()))
-        session(np.zeros((1, *map(int, taken[1:])), np.float32))
+        session(np.zeros(batch, np.uint8 if uint8 else np.float32))
     except Exception as error:  # a runtime raises almost anything
         raise UserError(f"{model} cannot be run: {one_line(error)}") from None
-    return session, metadata
+    return session, metadata, uint8
 
 
 def _shape(value: Any) -> list[int | str]:
@@ -177,9 +185,11 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _prepare(path: Path, metadata: Metadata) -> np.ndarray:
-    """Reads an image as the data sets do: float32 [1, C, H, W], normalised."""
+def _prepare(path: Path, metadata: Metadata, uint8: bool) -> np.ndarray:
+    """Reads an image as the data sets do: float32 [1, C, H, W], normalised, or uint8 pixels."""
     from PIL import Image
+
+    from pqd.data.batches import affine
 
     try:
         pixels = decode(path, metadata.image_size, resize=True, how=metadata.resize)
@@ -188,8 +198,10 @@ def _prepare(path: Path, metadata: Metadata) -> np.ndarray:
         raise UserError(f"{path} cannot be read as an image: {reason}") from None
     if metadata.channels == 1:
         pixels = np.asarray(Image.fromarray(pixels).convert("L"))[:, :, None]
-    mean, std = (np.array(v, np.float32) for v in (metadata.mean, metadata.std))
-    normalised = (pixels.astype(np.float32) / 255 - mean) / std
+    if uint8:
+        return pixels[None]
+    scale, shift = affine(metadata.mean, metadata.std)
+    normalised = pixels.astype(np.float32) * scale + shift
     return np.ascontiguousarray(normalised.transpose(2, 0, 1)[None])
 
 

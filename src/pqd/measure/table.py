@@ -6,9 +6,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from pqd.measure.timings import Latencies
+from pqd.report.words import as_fast
+from pqd.result import DENSE, DEPLOYED
 from pqd.runtimes import get
 
-COLUMNS = ("threads", "batch", "median ms", "95 % interval", "speed-up", "95 % interval", "")
+COLUMNS = ("threads", "batch", "median ms", "95 % interval", "× dense", "95 % interval", "")
 
 
 def latency_table(title: str, rows: Latencies) -> Table:
@@ -31,7 +33,7 @@ def latency_table(title: str, rows: Latencies) -> Table:
             str(row["batch_size"]),
             _number(row["p50_ms"]),
             _interval(row["p50_interval_ms"]),
-            "" if row["speedup"] is None else f"{_number(row['speedup'])}x",
+            "" if row["speedup"] is None else f"{_number(row['speedup'])}×",
             _interval(row["speedup_interval"]),
             "noisy" if row["noisy"] else "",
         )
@@ -43,18 +45,20 @@ def latency_table(title: str, rows: Latencies) -> Table:
 def advice(rows: Latencies) -> str:
     """Returns which runtime and how many threads to deploy with here, in one line.
 
-    That is the fastest of the deployable model (or, where it was not measured, of all), at the
+    That is where the deployable model (or, where it was not measured, any) is fastest, at the
     smallest batch size.
 
     Args:
         rows: at least one, see `pqd.measure.latency`.
     """
-    best = min([row for row in rows if row["model"] in ("int8", "fp32")] or rows, key=_by_speed)
+    best = min([row for row in rows if row["model"] in DEPLOYED] or rows, key=_by_speed)
     threads = f"{best['threads']} thread{'' if best['threads'] == 1 else 's'}"
     line = (
-        f"fastest here: {get(best['runtime']).title} on {threads}, {best['model']}, "
+        f"deploy here with {get(best['runtime']).title} on {threads}: {best['model']} takes "
         f"{_number(best['p50_ms'])} ms for a batch of {best['batch_size']}"
     )
+    if best["speedup"] is not None and best["model"] != DENSE:
+        line += f", {as_fast(best['speedup'])}"
     return line + (" (noisy: measure again while nothing else runs)" if best["noisy"] else "")
 
 

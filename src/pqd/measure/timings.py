@@ -11,7 +11,7 @@ import numpy as np
 from pqd.config import RuntimeConfig
 from pqd.errors import UserError, one_line
 from pqd.measure.cpu import cores, pinned, thread_counts
-from pqd.measure.graph import macs
+from pqd.measure.graph import Input, macs
 from pqd.measure.peak import int8_peak_gops
 from pqd.measure.protocol import Blocks, Call, interleave, summarize
 from pqd.measure.quiet import Others, one_at_a_time
@@ -46,6 +46,8 @@ def latency(
     runtime: RuntimeConfig,
     input_shape: tuple[int, int, int],
     modules: Mapping[str, Any] | None = None,
+    *,
+    uint8: bool = False,
 ) -> Latencies:
     """Measures every model in every runtime, thread count and batch size.
 
@@ -61,6 +63,7 @@ def latency(
         input_shape: C, H, W.
         modules: the networks (`nn.Module`) by name, for the runtimes that run these. One named
             `int8` is passed over: they would run it in float, slower for its fake-quantizers.
+        uint8: whether the files take pixels, see `pqd.measure.graph.Input`.
 
     Returns:
         A row for every measured model and setting. `speedup` and its interval are None without a
@@ -85,7 +88,7 @@ def latency(
             log.warning("%s; left out", reason)
             continue
         try:
-            _add_rows(found, where, given, work, runtime, input_shape)
+            _add_rows(found, where, given, work, runtime, Input(input_shape, uint8))
         except Exception as error:  # nothing that was computed before is to be lost
             found.failed[name] = one_line(error, named=not isinstance(error, UserError))
             log.warning("runtime %s failed: %s", name, found.failed[name])
@@ -99,12 +102,13 @@ def _add_rows(
     given: Mapping[str, Any],
     work: Mapping[str, int | None],
     runtime: RuntimeConfig,
-    input_shape: tuple[int, int, int],
+    taken: Input,
 ) -> None:
     """Measures in one runtime; `work` is the MACs of one image, by model."""
     nodes = {model: where.float_compute_nodes(source) for model, source in given.items()}
     for threads, batch_size in product(thread_counts(runtime.threads), runtime.batch_sizes):
-        images = random_images((batch_size, *input_shape), runtime.seed)
+        own = taken if where.runs == "onnx" else Input(taken.shape)
+        images = random_images(own, batch_size, runtime.seed)
         with one_at_a_time():
             times, others = measure(where, given, threads, images, runtime)
             peak = int8_peak_gops(threads) if "int8" in given else None
@@ -160,6 +164,9 @@ def opener(runtime: Runtime, source: Any, threads: int, images: Array) -> Callab
     return lambda: call
 
 
-def random_images(shape: tuple[int, ...], seed: int) -> Array:
-    """Standard-normal images [B, C, H, W], as normalised images are."""
-    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+def random_images(taken: Input, batch_size: int, seed: int) -> Array:
+    """Returns a batch of standard-normal numbers, as normalised images are, or of pixels."""
+    generator, shape = np.random.default_rng(seed), taken.batch(batch_size)
+    if taken.uint8:
+        return generator.integers(0, 256, shape, dtype=np.uint8)
+    return generator.standard_normal(shape, dtype=np.float32)

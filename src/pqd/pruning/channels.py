@@ -94,7 +94,7 @@ class ChannelPruning:
 
         Returns:
             What was asked for, the shares of the dense network's MACs and parameters that are
-            left, and the channels of each layer, before and after.
+            left, and channels, MACs and weights of each layer, before and after.
         """
         attach(model, self._constraint(model))
         units, dense = self.ramp.final.cpu().numpy(), self.shapes.dense
@@ -103,7 +103,7 @@ class ChannelPruning:
             "measured": self._measured(),
             "macs": self.shapes.macs(units) / self.shapes.macs(dense),
             "parameters": self.shapes.parameters(units) / self.shapes.parameters(dense),
-            "channels": self.shapes.described(units),
+            **self.shapes.described(units),
         }
 
     def _measured(self) -> dict[str, Any] | None:

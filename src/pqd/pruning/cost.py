@@ -77,13 +77,22 @@ class Shapes:
         vectors = self._vectors * self.size("out", units)
         return float((self.weights(units) + vectors).sum())
 
-    def described(self, units: Units) -> dict[str, list[int]]:
-        """Returns by name the rows of each convolution and linear layer: before and after."""
-        before, after = self.size("out", self.dense), self.size("out", units)
+    def described(self, units: Units) -> dict[str, dict[str, list[int]]]:
+        """Returns rows, MACs and weights by convolution or linear layer: each before and after."""
+        named = {
+            "channels": lambda shape: self.size("out", shape),
+            "layer_macs": lambda shape: self._positions * self.weights(shape),
+            "layer_parameters": self.weights,
+        }
         return {
-            layer.name: [int(a), int(b)]
-            for layer, a, b in zip(self.layers, before, after, strict=True)
-            if not isinstance(layer.module, nn.BatchNorm2d)
+            name: {
+                layer.name: [int(before), int(after)]
+                for layer, before, after in zip(
+                    self.layers, numbers(self.dense), numbers(units), strict=True
+                )
+                if not isinstance(layer.module, nn.BatchNorm2d)
+            }
+            for name, numbers in named.items()
         }
 
 

@@ -4,7 +4,6 @@ Building dictionaries keeps the import of plotly's Python side, and its validati
 out of a report; colours of text and grid are set in the page, which knows light from dark.
 """
 
-from collections import defaultdict
 from typing import Any
 
 from pqd.report import words
@@ -22,10 +21,6 @@ Figure = dict[str, Any]
 def frontier(f: Frontier) -> Figure:
     """Accuracy against size or latency: filled markers on the frontier, hollow ones dominated."""
     unit, scale = f.unit
-    groups: dict[str, list[Point]] = defaultdict(list)
-    for point in f.points:
-        if point is not f.apart:
-            groups[point.order].append(point)
     data: list[Figure] = [
         {
             "x": [p.cost / scale for p in f.best],
@@ -35,30 +30,10 @@ def frontier(f: Frontier) -> Figure:
             "hoverinfo": "skip",
         }
     ]
-    for order, points in groups.items():
-        points.sort(key=lambda p: p.cost)
-        data.append(
-            {
-                "x": [p.cost / scale for p in points],
-                "y": [p.accuracy.mean for p in points],
-                "error_y": _bars([p.accuracy for p in points]),
-                "text": [_hover(p, words.cost(f.condition, p.cost)) for p in points],
-                "hoverinfo": "text",
-                "mode": "lines+markers" if len(points) > 1 else "markers",
-                "line": {"width": 1, "color": colour(order)},
-                "marker": {
-                    "color": colour(order),
-                    "size": 14 if order == DENSE else 11,
-                    "symbol": [symbol(order) + ("-open" if p.dominated else "") for p in points],
-                    "line": {"width": 1.5, "color": colour(order)},
-                },
-                "meta": order,
-            }
-        )
-    if dense := f.apart:
-        costs = [p.cost / scale for points in groups.values() for p in points]
-        cost = words.cost(f.condition, dense.cost)
-        data.append(_level(dense, cost, [min(costs) / 1.05, max(costs) * 1.05]))
+    data += [_points(f, points[0].order, points) for points in f.curves]
+    for slot in f.apart:  # the page draws them at the margin, in one place each, under its cost
+        label = slot_label(f, slot).replace(" ", "<br>")
+        data += [_points(f, p.order, [p]) | {"customdata": [label]} for p in slot]
     what = "Package size" if f.condition is None else "Median latency"
     return {
         "data": data,
@@ -70,17 +45,30 @@ def frontier(f: Frontier) -> Figure:
     }
 
 
-def _level(dense: Point, cost: str, ends: list[float]) -> Figure:
-    """The dense network as a line at its accuracy, across the costs of the orders."""
+def slot_label(f: Frontier, slot: list[Point]) -> str:
+    """The cost of points that are drawn in one place at the margin, the least of them."""
+    least, most = (words.cost(f.condition, p.cost) for p in (slot[0], slot[-1]))
+    return least if least == most else f"≥{least}"
+
+
+def _points(f: Frontier, order: str, points: list[Point]) -> Figure:
+    """One order's points, joined by a line."""
+    points, scale = sorted(points, key=lambda p: p.cost), f.unit[1]
     return {
-        "x": ends,
-        "y": [dense.accuracy.mean] * 2,
-        "mode": "lines+text",
-        "line": {"dash": "dash", "width": 1, "color": colour(DENSE)},
-        "text": [f"{DENSE}: {dense.accuracy.mean:.2f} %, {cost}", ""],
-        "textposition": "top right",
-        "hoverinfo": "skip",
-        "meta": DENSE,
+        "x": [p.cost / scale for p in points],
+        "y": [p.accuracy.mean for p in points],
+        "error_y": _bars([p.accuracy for p in points]),
+        "text": [_hover(p, words.cost(f.condition, p.cost)) for p in points],
+        "hoverinfo": "text",
+        "mode": "lines+markers" if len(points) > 1 else "markers",
+        "line": {"width": 1, "color": colour(order)},
+        "marker": {
+            "color": colour(order),
+            "size": 14 if order == DENSE else 11,
+            "symbol": [symbol(order) + ("-open" if p.dominated else "") for p in points],
+            "line": {"width": 1.5, "color": colour(order)},
+        },
+        "meta": order,
     }
 
 

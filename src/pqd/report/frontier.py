@@ -3,13 +3,14 @@
 from collections import defaultdict
 from dataclasses import dataclass
 
-from pqd.report.cases import Case, sort_orders
+from pqd.report.cases import FULL, Case, sort_orders
 from pqd.report.load import Run
 from pqd.report.statistics import Estimate, dominated, estimate, hypervolume
 from pqd.report.summary import Axes, Condition, Row, Shape
 from pqd.result import DENSE
 
-APART = 1.5  # times the cost of the dearest order
+APART = 1.5  # times the cost of the dearest full order
+TOGETHER = 1.1  # times the cost of the cheapest of those that are drawn in one place
 MARGIN = 10.0  # points below the dense accuracy at which the hypervolume's reference point lies
 
 
@@ -33,27 +34,58 @@ class Frontier:
     reference: tuple[float, float]  # of the hypervolume: cost, accuracy in %
     volumes: dict[str, Estimate]  # % of the rectangle, by order, over seeds
     shared: list[list[str]]  # orders of one shape, to which `points` give one latency
+    full: frozenset[str]  # the orders of all stages
 
     @property
-    def apart(self) -> Point | None:
-        """The dense network where it costs so much more than the orders that it hides them."""
-        dense = next((p for p in self.points if p.order == DENSE), None)
-        others = [p.cost for p in self.points if p.order != DENSE]
-        return dense if dense and others and dense.cost > APART * max(others) else None
+    def apart(self) -> list[list[Point]]:
+        """The points that cost so much more than the full orders that they would squeeze them.
+
+        They are drawn at the margin: those of about the same cost together, the cheapest first.
+        """
+        ours = [p.cost for p in self.points if p.order in self.full]
+        ours = ours or [p.cost for p in self.points if p.order != DENSE]
+        found: list[list[Point]] = []
+        for point in sorted(self.points, key=lambda p: p.cost):
+            if ours and point.cost > APART * max(ours):
+                if found and point.cost <= TOGETHER * found[-1][0].cost:
+                    found[-1].append(point)
+                else:
+                    found.append([point])
+        return found
+
+    @property
+    def near(self) -> list[Point]:
+        """All others."""
+        apart = [id(point) for slot in self.apart for point in slot]
+        return [point for point in self.points if id(point) not in apart]
+
+    @property
+    def curves(self) -> list[list[Point]]:
+        """The points of each order but for those apart, the cheapest first.
+
+        One curve per setting of all axes but that with the most values: the budget.
+        """
+        values: dict[str, set[float]] = defaultdict(set)
+        for key, value in (pair for p in self.points for pair in p.axes):
+            values[key].add(value)
+        along = max(values, key=lambda key: len(values[key]), default="")
+        found: dict[tuple[str, Axes], list[Point]] = defaultdict(list)
+        for p in sorted(self.near, key=lambda p: p.cost):
+            found[p.order, tuple(pair for pair in p.axes if pair[0] != along)].append(p)
+        return list(found.values())
 
     @property
     def unit(self) -> tuple[str, float]:
         """The unit of costs in figures, and what it is in bytes or ms."""
         if self.condition is not None:
             return "ms", 1.0
-        largest = max(p.cost for p in self.points if p is not self.apart)
+        largest = max(p.cost for p in self.near)
         return ("MiB", 2.0**20) if largest >= 2**20 else ("KiB", 2.0**10)
 
     @property
     def best(self) -> list[Point]:
-        """The points on the frontier but for the one apart, the cheapest first."""
-        best = [p for p in self.points if not p.dominated and p is not self.apart]
-        return sorted(best, key=lambda p: p.cost)
+        """The points on the frontier but for those apart, the cheapest first."""
+        return sorted((p for p in self.near if not p.dominated), key=lambda p: p.cost)
 
     def point(self, row: Row) -> Point | None:
         """The point of a row."""
@@ -101,7 +133,8 @@ def _frontier(
     for (order, _), (shape, _) in shapes.items():
         alike[shape][order] = None
     shared = [list(orders) for orders in alike.values() if len(orders) > 1]
-    return Frontier(condition, points, reference, volumes, shared)
+    full = frozenset(row.order for row in table if len(row.stages) >= FULL)
+    return Frontier(condition, points, reference, volumes, shared, full)
 
 
 def _shapes(table: list[Row], condition: Condition) -> dict[tuple[str, Axes], tuple[Shape, float]]:

@@ -1,6 +1,7 @@
 """Reads result.json and bench-*.json files into `Run`s. What can't be read is named, not raised."""
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -124,7 +125,9 @@ def _run(
             measured.append(read_as(Bench, path))
         except (OSError, ValueError) as error:
             problems.append(_problem(path, error))
-    axes = {k: float(v) for k, v in deciding.items() if options(k).axis and v != str(None)}
+    searched = [key for key in result.config.get("searched", []) if _is_number(deciding.get(key))]
+    shown = {k for k in deciding if options(k).axis} | set(searched)
+    axes = {k: float(v) for k, v in deciding.items() if k in shown and v != str(None)}
     return Run(
         folder=folder,
         digest=hashlib.sha256((folder / FILE).read_bytes()).hexdigest(),
@@ -135,10 +138,17 @@ def _run(
         dataset=settings["dataset.name"],
         seed=int(settings["seed"]),
         axes=axes,
-        outcome={k: v for k, v in deciding.items() if not options(k).axis},
+        outcome={k: v for k, v in deciding.items() if k not in shown},
         repetition=tuple(v for k, v in counted.items() if options(k).decides is Decides.REPEAT),
         measurements=by_machine(measured),
     )
+
+
+def _is_number(value: str | None) -> bool:
+    try:
+        return value is not None and math.isfinite(float(value))
+    except ValueError:
+        return False
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

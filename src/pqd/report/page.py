@@ -9,7 +9,8 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from pqd.config import BASELINE
-from pqd.report import cost, figures, static, words
+from pqd.inspect.words import columns, worst
+from pqd.report import cost, figures, shapes, static, words
 from pqd.report.cases import REFERENCE
 from pqd.report.frontier import MARGIN
 from pqd.report.statistics import LEVEL
@@ -77,6 +78,8 @@ def context(report: Report) -> dict[str, Any]:
         "shared": shared,
         "bars": bars,
         "facts": facts(report),
+        "columns": columns,
+        "worst": worst,
         "warnings": words.warnings(run.result for run in report.runs),
         "among": next((v.among for v in report.cases if v.among), ""),
         "DENSE": DENSE,
@@ -143,6 +146,8 @@ def _figures(report: Report) -> dict[str, figures.Figure]:
             plots[f"differences-{i}"] = figures.differences(case.comparisons)
         if case.curves:
             plots[f"stages-{i}"] = figures.stages(case.curves)
+        if case.shapes:
+            plots[f"channels-{i}"] = shapes.figure(case.shapes)
     if len(report.cases) > 1 and report.comparisons:
         plots["differences-all"] = figures.differences(report.comparisons)
     return plots

@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 from pqd.report import words
+from pqd.report.figures import slot_label
 from pqd.report.frontier import Frontier
 from pqd.report.style import colour, log_axis, polygon
 from pqd.report.view import Report
@@ -12,7 +13,7 @@ from pqd.result import DENSE
 
 ROWS = 8  # families on a page; more go to frontier-2.png and so on
 WIDTH, HEIGHT = 3.5, 2.6  # inches of one panel
-NOTE = "filled: on the frontier (dotted line); hollow: dominated; bars: 95 % t-intervals over seeds"
+NOTE = "filled: frontier; hollow: dominated; bars: 95 % intervals; right of the dots: not to scale"
 
 
 def frontier(report: Report) -> dict[str, bytes]:
@@ -89,21 +90,32 @@ def _figure(grid: list[tuple[str, list[Frontier]]], orders: list[str]) -> Any:
 
 
 def _draw(ax: Any, f: Frontier, title: str) -> None:
-    from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+    from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
-    points = [p for p in f.points if p is not f.apart]
+    points = f.near
     unit, scale = f.unit
     x, y = [p.cost / scale for p in f.best], [p.accuracy.mean for p in f.best]
     ax.plot(x, y, ":", drawstyle="steps-post", linewidth=1, color="0.5", zorder=1)
-    if dense := f.apart:
-        level, label = dense.accuracy.mean, f"{DENSE}, {words.cost(f.condition, dense.cost)}"
-        ax.axhline(level, linestyle="--", linewidth=0.8, color=colour(DENSE), zorder=1)
-        at = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-        ax.annotate(label, (0.02, level), (0, -2), **at, va="top", fontsize=6, color="0.4")
     x, y = [p.cost / scale for p in points], [p.accuracy.mean for p in points]
+    limits, ticks = log_axis(x)
+    labels = [f"{tick:g}" for tick in ticks]
+    if f.apart:  # at the margin, in one place for each cost, as on the page
+        ax.axvline(limits[1], linestyle=":", linewidth=0.8, color="0.5", zorder=1)
+        step = (limits[1] / limits[0]) ** (1 / 6)
+        ticks = [tick for tick in ticks if tick * step**0.3 < limits[1]]
+        labels = labels[: len(ticks)]
+        for i, slot in enumerate(f.apart):
+            at, cost = limits[1] * step ** (i + 0.6), slot_label(f, slot)
+            ticks, labels = [*ticks, at], [*labels, cost.replace(" ", "\n")]
+            points = [*points, *slot]
+            x, y = x + [at] * len(slot), y + [p.accuracy.mean for p in slot]
+        limits = limits[0], limits[1] * step ** (len(f.apart) + 0.2)
     paints = [colour(p.order) for p in points]
     low = [p.accuracy.mean if p.accuracy.low is None else p.accuracy.low for p in points]
     high = [p.accuracy.mean if p.accuracy.high is None else p.accuracy.high for p in points]
+    for curve in f.curves:
+        places = [p.cost / scale for p in curve], [p.accuracy.mean for p in curve]
+        ax.plot(*places, linewidth=0.8, color=colour(curve[0].order), zorder=1.5)
     ax.vlines(x, low, high, paints, linewidth=0.7, zorder=2)
     for p, a, b, paint in zip(points, x, y, paints, strict=True):
         ax.plot(
@@ -115,16 +127,15 @@ def _draw(ax: Any, f: Frontier, title: str) -> None:
             markerfacecolor="white" if p.dominated else paint,
             zorder=3,
         )
-    limits, ticks = log_axis(x)
     ax.set_xscale("log")
     ax.set_xlim(limits)
     ax.xaxis.set_major_locator(FixedLocator(ticks))
-    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_major_formatter(FixedFormatter(labels))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_locator(MaxNLocator(5))
     ax.grid(linewidth=0.4, color="0.85", zorder=0)
     ax.set_title(title, loc="left", fontsize=8, y=1.0)  # fixed places cost no measuring
-    ax.xaxis.set_label_coords(0.5, -0.13)
+    ax.xaxis.set_label_coords(0.5, -0.22 if f.apart else -0.13)
     ax.yaxis.set_label_coords(-0.155, 0.5)
     ax.set_ylabel("test accuracy (%)")
     if f.condition is None:

@@ -3,12 +3,15 @@
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 
+from pqd.identity import option_at
 from pqd.report import cost, words
+from pqd.report.bits import Bits, bits
 from pqd.report.cases import FULL, Case, cases, distinct, sort_orders
 from pqd.report.compare import Comparison, Mean, compare, verdict
 from pqd.report.disturbance import disturbances
 from pqd.report.frontier import Frontier, frontiers
 from pqd.report.load import Loaded, Run
+from pqd.report.shapes import Shape, shapes
 from pqd.report.style import sort_stages
 from pqd.report.summary import (
     Condition,
@@ -32,6 +35,8 @@ class CaseView:
     comparisons: list[Comparison]
     curves: list[cost.Curve]
     costs: list[cost.Cost]
+    shapes: list[Shape]  # of orders that removed channels
+    bits: Bits | None
 
     @property
     def verdict(self) -> str:
@@ -76,6 +81,12 @@ class CaseView:
             what = f"slower than dense in at least one run ({slower} {_of(deployed)})"
             notes.append(f"{words.SLOWER} {what}.")
         return notes
+
+    @property
+    def looked_at(self) -> list[Run]:
+        """The first run of each order whose layers are known."""
+        firsts = (self.case.of(order)[0] for order in self.case.orders())
+        return [run for run in firsts if run.final.layers]
 
     def row(self, order: str) -> Row | None:
         """The row of an order, if it was run."""
@@ -122,6 +133,12 @@ class Report:
         return sort_orders({run.order: len(run.stages) for run in self.runs})
 
     @property
+    def axes(self) -> list[str]:
+        """What cases that share a frontier differ in: sparsity, speed-up."""
+        keys = dict.fromkeys(key for v in self.cases for key in v.case.axes)
+        return [option_at(key).axis or key for key in keys]
+
+    @property
     def stages(self) -> list[str]:
         """Names of all stages of all runs, the baseline first."""
         return sort_stages({entry.stage for run in self.runs for entry in run.result.stages})
@@ -149,6 +166,8 @@ def view(loaded: Loaded) -> Report:
                 comparisons=compare([case]),
                 curves=cost.curves(case),
                 costs=cost.costs(case, times),
+                shapes=shapes(case),
+                bits=bits(case),
             )
         )
     pooled = views[0].comparisons if len(views) == 1 else compare(found)

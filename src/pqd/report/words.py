@@ -129,6 +129,16 @@ def seconds(value: float) -> str:
     return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
 
 
+def counted(value: float | None) -> str:
+    """A large number in thousands or millions, three significant digits, e.g. `41.2 M`."""
+    if value is None:
+        return MISSING
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{significant(value / size)} {unit}"
+    return f"{value:.0f}"
+
+
 def percent(value: float) -> str:
     """One decimal and the sign."""
     return f"{value:.1f} %"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Array: TypeAlias = "NDArray[np.float32]"
+Array: TypeAlias = "NDArray[np.float32 | np.uint8]"
 
 
 class Session(Protocol):

@@ -68,7 +68,8 @@ class OnnxRuntime(Runtime):
     """See https://onnxruntime.ai."""
 
     name, title, package = "onnxruntime", "ONNX Runtime", "onnxruntime"
-    scheme = Scheme(sums="both")  # else a convolution in front of a sum runs in float
+    # Else a convolution in front of a sum, or a batch norm behind it, runs in float.
+    scheme = Scheme(sums="both", norms="convolution")
     usual = True
 
     def open(self, model: Path | bytes, threads: int) -> OnnxSession:

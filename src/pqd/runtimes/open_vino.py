@@ -81,7 +81,8 @@ class OpenVino(Runtime):
     """See https://docs.openvino.ai."""
 
     name, title, package = "openvino", "OpenVINO", "openvino"
-    scheme = Scheme(sums="skip")  # convolution, sum and ReLU are one operation
+    # Convolution, sum and ReLU are one operation; integer convolutions of single channels are none.
+    scheme = Scheme(sums="skip", norms="norm")
     usual = True
 
     def open(self, model: Path, threads: int) -> OpenVinoSession:

@@ -72,7 +72,7 @@ def end(sweep: Path, jobs: list[Path] | None, *, interrupted: bool = False) -> b
         interrupted: jobs may be under way still, on a cluster.
 
     Returns:
-        Whether all jobs completed.
+        Whether all jobs completed, or stopped as their settings say.
     """
     from pqd.progress import place, show
     from pqd.tables import comparison_table
@@ -97,11 +97,12 @@ def end(sweep: Path, jobs: list[Path] | None, *, interrupted: bool = False) -> b
         status = str(found.status)
         if status == "running" and not interrupted:
             status = "died: killed from outside, out of memory, or its node was lost"
-        if status != "completed":
+        if status not in ("completed", "stopped"):
             print_error(f"{folder.name} {status}" + (f": {found.reason}" if found.reason else ""))
     if missing:
         print_error(f"without a result, {len(missing)} of {len(jobs)} jobs: {', '.join(missing)}")
     completed = [found for found in results if found.status == "completed"]
+    stopped = sum(found.status == "stopped" for found in results)
     if results:
         with harmless("the table"):
             show(comparison_table(results))
@@ -113,8 +114,9 @@ def end(sweep: Path, jobs: list[Path] | None, *, interrupted: bool = False) -> b
             show(_summarize(completed[0], sweep))
     if any(sweep.glob(OFFLINE)):
         show(f"W&B: jobs were offline; upload with: wandb sync {place(sweep)}/{OFFLINE}")
-    show(f"{len(completed)} of {len(jobs)} runs completed; folder: {sweep}")
-    return len(completed) == len(jobs)
+    early = f", {stopped} stopped early" if stopped else ""
+    show(f"{len(completed)} of {len(jobs)} runs completed{early}; folder: {sweep}")
+    return len(completed) + stopped == len(jobs)
 
 
 def report_meanwhile(sweep: Path) -> None:

@@ -42,6 +42,7 @@ def launch(main: Callable[[], Any]) -> None:
     _bear_bad_output()
     code = 1
     try:
+        _check_flags(sys.argv[1:])
         main()
         code = 0
     except KeyboardInterrupt:
@@ -121,6 +122,21 @@ def _record(folder: Path, cfg: DictConfig, line: str) -> None:
                 content = file.read()
                 file.seek(content.index(b'"status": "running",'))
                 file.write(b'"status": "failed" ,')
+
+
+def _check_flags(arguments: list[str]) -> None:
+    """Refuses the flag of Hydra's that reads a pickle, also where it is shortened.
+
+    Raises:
+        UserError: it is there.
+    """
+    flag = "--experimental-rerun"
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if len(name) > len("--") and flag.startswith(name):
+            raise UserError(
+                f"{flag} reads a pickle, which can run any code; `pqd rerun FOLDER` repeats a run"
+            )
 
 
 def _is_foreign(error: BaseException) -> bool:

@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pqd import options
-from pqd.result import DENSE, Final, Result
+from pqd.report.words import runtime
+from pqd.result import DENSE, Allocation, Final, Result
 from pqd.stages import STAGES, spell
+from pqd.tracking.media import record_layers
 
 if TYPE_CHECKING:
     import wandb
 
     from pqd.report.view import Report
+
+
+COSTS = "macs", "parameters"
 
 
 def record_epoch(run: "wandb.Run", stage: str, metrics: dict[str, float], before: int) -> None:
@@ -45,6 +50,9 @@ def record_result(run: "wandb.Run", result: Result, logged: Callable[[str, float
                 record_epoch(run, stage.stage, metrics, before)
         if stage.history:  # else the summary would be of what was logged last, maybe earlier
             run.summary.update(_named(stage.stage, stage.history[-1], before))
+        if stage.shape:  # shares of the dense network's that are left
+            left = {f"{stage.stage}/{name}_left": stage.shape[name] for name in COSTS}
+            run.summary.update(left)
         before += len(stage.history)
     if result.warnings:
         run.tags = (*(run.tags or ()), "warnings")
@@ -56,8 +64,13 @@ def record_result(run: "wandb.Run", result: Result, logged: Callable[[str, float
             "warnings": result.warnings,
             "provenance": asdict(result.provenance),
             **(final_figures(result.final) if result.final else {}),
+            **(_bit_figures(result.bits) if result.bits else {}),
         }
     )
+    if result.status == "completed":  # of the last stage: what sweeps and searches go by
+        run.summary.update({"final/validation_accuracy": result.stages[-1].validation_accuracy})
+    if result.final and result.final.layers:
+        record_layers(run, result.final.layers)
 
 
 def _named(stage: str, metrics: dict[str, float], before: int) -> dict[str, float]:
@@ -66,13 +79,14 @@ def _named(stage: str, metrics: dict[str, float], before: int) -> dict[str, floa
     return named | {"epoch": before + metrics["epoch"]}
 
 
-def final_figures(final: Final) -> dict[str, float]:
+def final_figures(final: Final) -> dict[str, float | str]:
     """Flattens the figures of a completed run to the summary's names, `final/...`.
 
-    Latencies without a runtime in the name (ms) are those of the first runtime, thread count and
-    batch size measured: of the deployed model, or of the dense one (`final/dense_latency_ms_p50`).
+    Latencies without a runtime in the name (ms) are those in the runtime that is fastest
+    (`final/runtime`), with the first thread count and batch size measured: of the deployed model,
+    and of the dense one in the same place (`final/dense_latency_ms_p50`).
     """
-    figures: dict[str, float | None] = {
+    figures: dict[str, float | str | None] = {
         name: value for name, value in vars(final).items() if isinstance(value, int | float)
     }
     figures["sparsity_percent"] = 100 * final.sparsity  # the unit of accuracies
@@ -81,10 +95,12 @@ def final_figures(final: Final) -> dict[str, float]:
     for row in final.latency:
         place = f"{row.runtime}_threads{row.threads}_batch{row.batch_size}"
         figures[f"latency_ms_p50/{row.model}_{place}"] = row.p50_ms
-    dense = next((row for row in final.latency if row.model == DENSE), None)
-    if dense:
-        figures["dense_latency_ms_p50"] = dense.p50_ms
     if deployed := final.deployed:
+        where = deployed.runtime, deployed.setting
+        rows = [row for row in final.latency if (row.runtime, row.setting) == where]
+        dense = [row.p50_ms for row in rows if row.model == DENSE]
+        figures["dense_latency_ms_p50"] = next(iter(dense), None)
+        figures["runtime"] = runtime(deployed.runtime)
         figures |= {f"latency_ms_{q}": getattr(deployed, f"{q}_ms") for q in ("p50", "p90", "p99")}
         figures["speedup"] = deployed.speedup
         figures |= _interval("latency_ms_p50", deployed.p50_interval_ms)
@@ -93,9 +109,15 @@ def final_figures(final: Final) -> dict[str, float]:
     return {f"final/{name}": value for name, value in figures.items() if value is not None}
 
 
-def _interval(name: str, interval: list[float] | None) -> dict[str, float | None]:
+def _interval(name: str, interval: list[float] | None) -> dict[str, float | str | None]:
     low, high = interval or (None, None)
     return {f"{name}_low": low, f"{name}_high": high}
+
+
+def _bit_figures(bits: Allocation) -> dict[str, float]:
+    """Names the bits of each layer `bits/LAYER`, and their mean over all weights."""
+    by_layer = {f"bits/{name}": layer.bits for name, layer in bits.layers.items()}
+    return {**by_layer, "final/mean_bits": bits.mean_bits}
 
 
 def upload_model(run: "wandb.Run", result: Result, files: list[Path]) -> None:
@@ -121,7 +143,7 @@ def record_sweep(run: "wandb.Run", sweep_dir: Path, report: "Report") -> None:
     import wandb
 
     from pqd.report import figures
-    from pqd.report.words import runtime, setup
+    from pqd.report.words import setup
 
     axes = {
         f"{stage.name}.{key}": given.axis
@@ -147,12 +169,38 @@ def record_sweep(run: "wandb.Run", sweep_dir: Path, report: "Report") -> None:
             figure.update_layout(title=", ".join(filter(None, (family.label, place))))
             kind = "size" if where is None else "latency"
             plots[f"accuracy_{kind}/{len(plots) + 1}"] = figure
-    run.log({"frontier": table, **plots})
+    run.log({"frontier": table, **plots, **_channels(report)})
     run.summary.update({"verdict": report.verdict, "jobs": len(report.runs)})
     files = [sweep_dir / name for name in ("report.html", "report.md", "points.csv")]
     if files := [file for file in files if file.exists()]:
         name = f"report-{sweep_dir.resolve().name}"
         _upload(run, name, "report", files, aliases=["latest"], metadata={})
+
+
+def _channels(report: "Report") -> dict[str, Any]:
+    """The table `channels`, a row per layer, and a plot per case; nothing where none were removed.
+
+    Figures are means over seeds, those with `dense` in their name of the dense network.
+    """
+    import plotly.graph_objects as go
+    import wandb
+
+    from pqd.report import shapes
+
+    columns: list[str | int] = ["case", "order", "layer", *shapes.PARTS]
+    columns += [f"dense_{name}" for name in shapes.PARTS]
+    rows: list[list[Any]] = []
+    plots: dict[str, go.Figure] = {}
+    for view in report.cases:
+        for shape in view.shapes:
+            for layer in shape.layers:
+                kept = (e.mean if (e := layer.kept.get(part)) else None for part in shapes.PARTS)
+                dense = (layer.dense.get(part) for part in shapes.PARTS)
+                rows.append([view.case.label, shape.order, layer.name, *kept, *dense])
+        if view.shapes:
+            figure = go.Figure(shapes.figure(view.shapes))
+            plots[f"channels_kept/{len(plots) + 1}"] = figure.update_layout(title=view.case.label)
+    return {"channels": wandb.Table(columns=columns, data=rows), **plots} if rows else {}
 
 
 def _upload(

@@ -15,10 +15,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pqd.config import LoggerConfig
+from pqd.data import Dataset
 from pqd.errors import one_line
 from pqd.progress import place
 from pqd.result import Result
+from pqd.tracking.media import record_predictions
 from pqd.tracking.records import (
     last_epochs,
     record_epoch,
@@ -80,7 +84,16 @@ class Tracker:
         self.call(lambda run: record_result(run, result, self._is_logged))
         if result.status == "completed":
             self.call(lambda run: upload_model(run, result, files))
-        self.close(exit_code=0 if result.status == "completed" else 1)
+        self.close(exit_code=0 if result.status in ("completed", "stopped") else 1)
+
+    def predictions(self, dataset: Dataset, file: Path) -> None:
+        """Logs what the network makes of the test images.
+
+        Args:
+            dataset: with N of them.
+            file: their classes as the network sees them, int64 [N], as NumPy saves an array.
+        """
+        self.call(lambda run: record_predictions(run, dataset, np.load(file)))
 
     def call(self, function: "Callable[[wandb.Run], object]") -> None:
         """Has the function called with the run, after everything asked for before."""

@@ -9,15 +9,21 @@ const css = (name) => getComputedStyle(document.documentElement).getPropertyValu
 
 const visible = (trace) => (trace.meta ? !hiddenOrders.has(trace.meta) : hiddenOrders.size === 0);
 
-function layout(figure, data, width) {
+function layout(element, figure, data) {
   const axis = { gridcolor: css("--line"), linecolor: css("--line"), zeroline: false, automargin: true };
   const font = { color: css("--text"), size: 12, family: getComputedStyle(document.body).fontFamily };
   const given = structuredClone(figure.layout); // plotly writes into what it gets
-  if (given.xaxis.type === "log") Object.assign(given.xaxis, logAxis(data));
+  if (given.xaxis.type === "log") {
+    const { margin, ...axis } = logAxis(data);
+    Object.assign(given.xaxis, axis, { tickangle: 0 });
+    element.margin = margin;
+    const line = { width: 1, dash: "dot", color: css("--soft") };
+    if (margin) given.shapes = [{ type: "line", x0: margin.at, x1: margin.at, yref: "paper", y0: 0, y1: 1, line }];
+  }
   return {
     ...given,
     font,
-    width,
+    width: element.clientWidth,
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     showlegend: false,
@@ -28,13 +34,33 @@ function layout(figure, data, width) {
   };
 }
 
-/* Limits and ticks as in style.py's log_axis, of what is shown. */
+/* Limits and ticks as in style.py's log_axis, of what is shown. What costs far more than the rest
+   (it has customdata: its cost in words) is drawn at the margin, each cost in a place of its own. */
 function logAxis(data) {
-  const logs = data.filter((trace) => trace.visible).flatMap((trace) => trace.x).map(Math.log10);
+  const shown = data.filter((trace) => trace.visible && trace.x.length > 0);
+  const near = shown.filter((trace) => !trace.customdata);
+  const logs = (near.length ? near : shown).flatMap((trace) => trace.x).map(Math.log10);
   if (logs.length === 0) return {};
   const low = Math.min(...logs), high = Math.max(...logs), pad = Math.max(0.06 * (high - low), 0.02);
-  const range = [low - pad, high + pad];
-  return { range, ...logTicks(range) };
+  const range = [low - pad, high + pad], { tickvals, ticktext } = logTicks(range);
+  const far = near.length ? shown.filter((trace) => trace.customdata) : [];
+  const costs = [...new Set(far.map((trace) => trace.customdata[0]))];
+  const end = range[1], step = (range[1] - range[0]) / 6;
+  const places = costs.map((_, i) => 10 ** (end + (i + 0.6) * step));
+  for (const trace of far) trace.x = [places[costs.indexOf(trace.customdata[0])]];
+  if (costs.length > 0) range[1] += (costs.length + 0.2) * step;
+  const margin = costs.length > 0 ? { at: 10 ** end, last: 10 ** (end - 0.3 * step), places, costs } : null;
+  return { range, ...withMargin({ tickvals, ticktext }, margin), margin };
+}
+
+/* Ticks up to the margin, then a cost for each place there. */
+function withMargin({ tickvals, ticktext }, margin) {
+  if (!margin) return { tickvals, ticktext };
+  const kept = tickvals.map((_, i) => i).filter((i) => tickvals[i] <= margin.last);
+  return {
+    tickvals: [...kept.map((i) => tickvals[i]), ...margin.places],
+    ticktext: [...kept.map((i) => ticktext[i]), ...margin.costs],
+  };
 }
 
 function logTicks(range) {
@@ -65,7 +91,8 @@ function retick(element, change) {
   const zoomed = Object.keys(change).some((key) => /^xaxis\.(auto)?range/.test(key));
   const { type, range } = element.layout.xaxis;
   if (!zoomed || type !== "log") return;
-  const { tickvals, ticktext } = logTicks(range);
+  if (change["xaxis.autorange"]) return draw(element);
+  const { tickvals, ticktext } = withMargin(logTicks(range), element.margin);
   Plotly.relayout(element, { "xaxis.tickvals": tickvals, "xaxis.ticktext": ticktext });
 }
 
@@ -73,7 +100,7 @@ function draw(element) {
   const figure = plots[element.dataset.figure];
   const data = figure.data.map((trace) => ({ ...trace, visible: visible(trace) }));
   const first = !element.classList.contains("js-plotly-plot");
-  Plotly.react(element, data, layout(figure, data, element.clientWidth), { displayModeBar: false });
+  Plotly.react(element, data, layout(element, figure, data), { displayModeBar: false });
   if (first) element.on("plotly_relayout", (change) => retick(element, change));
 }
 

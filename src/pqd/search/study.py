@@ -1,0 +1,249 @@
+"""The study of a search, kept in a file: what was tried, what came of it, what to try next."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pqd.errors import UserError, one_line
+from pqd.objectives import OBJECTIVES, values
+from pqd.result import Result
+from pqd.search.space import Dimension, Params, saves
+
+try:
+    import optuna
+    from optuna.trial import FrozenTrial, TrialState
+except ImportError:  # an extra, which nothing but a search needs
+    raise UserError("a search needs Optuna 4: pip install 'optuna>=4,<5'") from None
+
+NAME = "pqd"
+REACHED = "validation_accuracy"  # attribute of a trial: % after each of its stages, in order
+RUN = "run"  # attribute of a trial: the hash of its configuration
+FOLDER = "folder"  # attribute of a trial: its name
+LIMITS = "limits"  # attribute of a trial: by how much it exceeds each limit; none if at most 0
+
+
+_DIRECTION = {True: "maximize", False: "minimize"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A trial to run: its number, and the value of every dimension."""
+
+    number: int
+    params: dict[str, Any]
+
+
+class Study:
+    """A study of Optuna's. The file is appended to after each trial, so it survives a kill."""
+
+    def __init__(
+        self,
+        file: Path,
+        dimensions: Sequence[Dimension],
+        objectives: Sequence[str],
+        *,
+        seed: int = 0,
+        limits: Mapping[str, float] | None = None,
+    ) -> None:
+        """Opens the study, or begins it.
+
+        Args:
+            file: a journal of Optuna's.
+            dimensions: what each trial chooses.
+            objectives: names of `pqd.objectives.OBJECTIVES`.
+            seed: of the sampler.
+            limits: what an objective has to keep to, by name: at most, or at least where more is
+                better.
+
+        Raises:
+            UserError: a limit is on no objective, the file cannot be written, or it holds another
+                search or something else.
+        """
+        self.dimensions, self.objectives, self.file = dimensions, list(objectives), file
+        self.seed, self.limits = seed, dict(limits or {})
+        if other := sorted(set(self.limits) - set(self.objectives)):
+            raise UserError(f"limits.{other[0]}: the objectives are {', '.join(self.objectives)}")
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        backend = optuna.storages.journal.JournalFileBackend
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with _quiet():
+                self._study = optuna.create_study(
+                    storage=optuna.storages.JournalStorage(backend(str(file))),
+                    study_name=NAME,
+                    directions=[_DIRECTION[OBJECTIVES[o].maximise] for o in self.objectives],
+                    load_if_exists=True,
+                )
+        except OSError as error:
+            raise UserError(f"the search's file cannot be written: {one_line(error)}") from None
+        except Exception as error:  # of what is no journal
+            raise UserError(f"{file} is not the file of a search: {one_line(error)}") from None
+        what = {
+            "objectives": self.objectives,
+            "space": {dimension.key: dimension.given for dimension in dimensions},
+        }
+        self._same("", self._study.user_attrs.get("search"), what)
+        self._study.set_user_attr("search", what)
+
+    def _same(self, where: str, before: Any, now: Any) -> None:
+        """Sees to it that the file is of this very search."""
+        if before is None or before == now:
+            return
+        if isinstance(before, dict) and isinstance(now, dict):
+            for key in {**before, **now}:
+                self._same(f"{where}.{key}".lstrip("."), before.get(key, "absent"), now.get(key))
+        raise UserError(
+            f"{self.file} is of another search: {where} was {before}, now it is {now}; choose "
+            "another hydra.sweep.dir"
+        )
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        """All trials, by number."""
+        return self._study.get_trials(deepcopy=False)
+
+    @property
+    def first(self) -> Asked | None:
+        """The first trial, None of a search that is only beginning."""
+        begun = next((t for t in self.trials if RUN in t.user_attrs), None)
+        return Asked(begun.number, begun.params) if begun else None
+
+    @property
+    def ended(self) -> dict[int, str]:
+        """The names of the folders of all trials that ended, by number."""
+        over = (t for t in self.trials if t.state.is_finished())
+        return {t.number: t.user_attrs[FOLDER] for t in over}
+
+    def spelled(self, params: Params) -> dict[str, str]:
+        """Returns the overrides of a trial, by key."""
+        return {d.key: d.spell(params[d.key]) for d in self.dimensions}
+
+    def check(self, run: str) -> None:
+        """Sees to it that the first trial, now of the hash `run`, still is the same run.
+
+        Raises:
+            UserError: a setting that decides its outcome has changed.
+        """
+        before = next(t.user_attrs[RUN] for t in self.trials if RUN in t.user_attrs)
+        if before != run:
+            raise UserError(
+                f"{self.file} is of a search with other settings; choose another hydra.sweep.dir, "
+                "or give the same settings to go on"
+            )
+
+    def ask(self, batch: int, most: int) -> list[Asked]:
+        """Returns the trials to run next: those that a killed process left, and new ones.
+
+        The sampler's random numbers depend on the seed and the trial's number alone, so that a
+        search that was killed tries what it would have tried anyway.
+
+        Args:
+            batch: how many to have under way at once.
+            most: trials of the whole search.
+
+        Returns:
+            None of either when the search is at its end.
+        """
+        running = [t for t in self.trials if t.state == TrialState.RUNNING]
+        known = len(self.trials)
+        batches = -(-known // batch) if running else known // batch + 1
+        new = range(known, min(batches * batch, most))
+        begun = [self._begin(t.number, optuna.Trial(self._study, t._trial_id)) for t in running]
+        return [*begun, *(self._begin(number, None) for number in new)]
+
+    def _begin(self, number: int, trial: optuna.Trial | None) -> Asked:
+        with _quiet():
+            self._study.sampler = optuna.samplers.TPESampler(
+                seed=self.seed + number,
+                constant_liar=True,  # the trials of one batch keep apart
+                constraints_func=_exceeded if self.limits else None,
+            )
+            trial = trial or self._study.ask()
+            assert trial.number == number
+            return Asked(number, {d.key: d.draw(trial) for d in self.dimensions})
+
+    def note(self, number: int, run: str, folder: str) -> None:
+        """Notes the hash of a trial's configuration, and the name of its folder."""
+        trial = self._handle(number)
+        trial.set_user_attr(RUN, run)
+        trial.set_user_attr(FOLDER, folder)
+
+    def tell(self, number: int, result: Result | None) -> None:
+        """Notes what came of a trial; None is one that died."""
+        trial = self._handle(number)
+        found = values(result, self.objectives) if result else None
+        if result:
+            stages = [stage for stage in result.stages if stage.stage in result.order]
+            reached = {s.stage: s.validation_accuracy for s in stages}
+            trial.set_user_attr(REACHED, reached)
+        if found and self.limits:
+            by_name = dict(zip(self.objectives, found, strict=True))
+            trial.set_user_attr(LIMITS, [_excess(n, by_name[n], m) for n, m in self.limits.items()])
+        stopped = result is not None and result.status == "stopped"
+        with _quiet():
+            if found:
+                self._study.tell(number, found)
+            else:
+                self._study.tell(number, state=TrialState.PRUNED if stopped else TrialState.FAIL)
+
+    def _handle(self, number: int) -> optuna.Trial:
+        with _quiet():
+            return optuna.Trial(self._study, self.trials[number]._trial_id)
+
+    def floors(self, params: Params, stages: Sequence[str], margin: float) -> dict[str, float]:
+        """Returns the validation accuracy, in %, below which a trial is not worth going on.
+
+        It is not where another trial that compresses at least as much was more than `margin`
+        points better when it had the same stages behind it, and stayed so to its end.
+
+        Args:
+            params: of the trial.
+            stages: of its order, without the baseline.
+            margin: in points.
+
+        Returns:
+            One number by stage, for those that there is any for.
+        """
+        floors: dict[str, float] = {}
+        harder = [t for t in self.complete if saves(self.dimensions, t.params, params)]
+        for count, stage in enumerate(stages, 1):
+            best = []
+            for trial in harder:
+                reached = list(trial.user_attrs[REACHED].items())
+                if {name for name, _ in reached[:count]} == set(stages[:count]):
+                    best.append(min(reached[count - 1][1], reached[-1][1]))
+            if best:
+                floors[stage] = round(max(best) - margin, 4)
+        return floors
+
+    @property
+    def complete(self) -> list[FrozenTrial]:
+        """The trials that completed."""
+        return [t for t in self.trials if t.state == TrialState.COMPLETE]
+
+    @property
+    def frontier(self) -> list[FrozenTrial]:
+        """The trials within all limits that no other one dominates."""
+        import moocore
+
+        inside = [t for t in self.complete if all(x <= 0 for x in t.user_attrs.get(LIMITS, []))]
+        if not inside:
+            return []
+        up = [OBJECTIVES[name].maximise for name in self.objectives]
+        kept = moocore.is_nondominated([t.values for t in inside], maximise=up, keep_weakly=True)
+        return [trial for trial, keep in zip(inside, kept, strict=True) if keep]
+
+
+def _excess(name: str, value: float, limit: float) -> float:
+    return limit - value if OBJECTIVES[name].maximise else value - limit
+
+
+def _exceeded(trial: FrozenTrial) -> Sequence[float]:
+    return trial.user_attrs.get(LIMITS, [])
+
+
+def _quiet() -> Any:
+    """Keeps Optuna's remarks on what it calls experimental from the user."""
+    return warnings.catch_warnings(action="ignore")

@@ -1,0 +1,310 @@
+"""The search: its space, what it learns, what stops a trial early, and kills."""
+
+import itertools
+import math
+from types import SimpleNamespace
+
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import RunMode
+from omegaconf import open_dict
+
+import report_runs
+import small_sweeps
+from pqd import result, schema
+from pqd.errors import UserError
+from pqd.objectives import OBJECTIVES, values
+from pqd.report.load import load
+from pqd.report.view import view
+from pqd.result import StageResult
+from pqd.search.space import Dimension, saves, space
+from pqd.stages import spelled
+from pqd.sweep import finish
+
+pytest.importorskip("optuna")
+from pqd.search.study import Study
+
+
+def dimensions(*overrides):
+    return space(OverridesParser.create().parse_overrides(list(overrides)))
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("order=pqd,qpd", {"choices": ("pqd", "qpd")}),
+        ("prune.sparsity=interval(0.3,0.9)", {"low": 0.3, "high": 0.9}),
+        ("prune.lr=tag(log,interval(0.01,0.1))", {"low": 0.01, "high": 0.1, "log": True}),
+        ("prune.macs=tag(costs,range(0.3,1.05,0.1))", {"low": 0.3, "high": 1, "step": 0.1}),
+        ("quantize.weight_bits=tag(costs,range(4,8))", {"low": 4, "high": 7, "step": 1}),
+        ("prune.sparsity=tag(saves,choice(0.5,0.9))", {"choices": ("0.5", "0.9")}),
+    ],
+)
+def test_the_space_is_what_hydra_would_sweep(override, expected):
+    (found,) = dimensions(override, "seed=0")
+    key, _, given = override.partition("=")
+    sign = ("saves" in given) - ("costs" in given)
+    assert found == Dimension(key, found.given, sign=sign, **expected)
+    if found.step:
+        grid = OverridesParser.create().parse_override(override).sweep_iterator()
+        assert found.high == pytest.approx(max(map(float, grid)))
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("seed=0", "a search has nothing to choose from; give it a range"),
+        ("seed=range(3,3)", "seed=range(3,3) is empty"),
+        ("prune.lr=tag(lgo,interval(1,2))", "tag lgo is unknown; log, saves, costs are not"),
+        ("prune.lr=tag(saves,costs,interval(1,2))", "either saves or costs"),
+        ("prune.lr=tag(log,interval(0,1))", "a logarithmic scale starts above 0"),
+        ("prune.lr=interval(2,1)", "prune.lr=interval(2,1) ends before it begins"),
+        ("order=tag(saves,choice(pqd,qpd))", "only numbers save or cost"),
+    ],
+)
+def test_another_space_is_refused(override, line):
+    with pytest.raises(UserError) as caught:
+        dimensions(override)
+    assert line in str(caught.value)
+
+
+def test_values_are_spelled_as_short_as_they_are_worth():
+    lr = Dimension("prune.lr", "", low=0.001, high=0.1, log=True)
+    sparsity = Dimension("prune.sparsity", "", low=0.3, high=0.9, step=0.1)
+    assert lr.spell(0.0123456) == "0.0123"
+    assert sparsity.spell(0.6000000000000001) == "0.6"
+
+
+def test_what_saves_at_least_as_much():
+    space = dimensions("a=tag(saves,interval(0,1))", "b=tag(costs,range(2,9))", "c=interval(0,1)")
+    params = {"a": 0.5, "b": 6, "c": 0.1}
+    assert saves(space, params | {"c": 0.9}, params)
+    assert saves(space, params | {"a": 0.6, "b": 4}, params)
+    assert not saves(space, params | {"a": 0.6, "b": 7}, params)
+
+
+def test_no_objective_is_measured_on_the_test_split():
+    run = report_runs.result(accuracy=77.0)
+    run.stages[-1].validation_accuracy = 81.0
+    latency, size = run.final.deployed.p50_ms, run.final.sizes["package"]
+    assert values(run, OBJECTIVES) == [81.0, latency, size]
+    run.final.latency = []
+    assert values(run, ["latency_ms"]) is None
+    run.status = "stopped"
+    assert values(run, ["validation_accuracy"]) is None
+
+
+SPACE = (
+    "order=pqd,dpq",
+    "prune.sparsity=tag(saves,interval(0.3,0.9))",
+    "prune.lr=tag(log,interval(0.005,0.5))",
+)
+
+
+def study(folder, *overrides, objectives=("validation_accuracy", "package_bytes"), **options):
+    return Study(folder / "journal", dimensions(*(overrides or SPACE)), objectives, **options)
+
+
+def outcome(order, reached, size=1000):
+    """A completed run with these validation accuracies after its stages."""
+    stages = [stage.name for stage in spelled(order)]
+    run = report_runs.result(order, accuracy=50.0)
+    run.stages = [StageResult("baseline", "b", 1.0, validation_accuracy=99.0)]
+    for stage, accuracy in zip(stages, reached, strict=True):
+        run.stages.append(StageResult(stage, stage, 1.0, validation_accuracy=accuracy))
+    run.final.sizes["package"] = size
+    return run
+
+
+class TestStudy:
+    def test_a_trial_stops_where_a_harder_one_was_better_and_stayed_so(self, tmp_path):
+        found = study(tmp_path)
+        (first,) = found.ask(1, 9)
+        found.note(0, "hash", "0_x")
+        found.tell(0, outcome("pqd", [80, 70, 75]))
+        sparsity = first.params["prune.sparsity"]
+        easier, harder = ({"prune.sparsity": sparsity + d} for d in (-0.01, 0.01))
+        easier, harder = ({**first.params, **given} for given in (easier, harder))
+        stages = ["prune", "quantize", "distill"]
+        assert found.floors(harder, stages, 1.0) == {}
+        # What it was at the end counts, where that is less.
+        assert found.floors(easier, stages, 1.0) == {
+            "prune": 74.0,
+            "quantize": 69.0,
+            "distill": 74.0,
+        }
+        # Only the same stages compare: not those of quantization alone, but those of both.
+        assert found.floors(easier, ["quantize", "prune", "distill"], 0.5) == {
+            "prune": 69.5,
+            "distill": 74.5,
+        }
+
+    def test_the_frontier_keeps_to_the_limits(self, tmp_path):
+        found = study(tmp_path, limits={"package_bytes": 900, "validation_accuracy": 60})
+        points = [(75, 1000), (70, 900), (65, 950), (64, 800), (63, 850), (50, 100)]
+        for number, (accuracy, size) in enumerate(points):
+            found.ask(1, 9)
+            found.note(number, "hash", str(number))
+            found.tell(number, outcome("pqd", [80, 80, accuracy], size))
+        assert [trial.number for trial in found.frontier] == [1, 3]
+
+    def test_a_stopped_and_a_dead_trial_are_no_points(self, tmp_path):
+        found = study(tmp_path)
+        found.ask(2, 9)
+        stopped = outcome("pqd", [1, 1, 1])
+        stopped.status = "stopped"
+        for number, what in enumerate((stopped, None)):
+            found.note(number, "hash", str(number))
+            found.tell(number, what)
+        assert [trial.state.name for trial in found.trials] == ["PRUNED", "FAIL"]
+        assert found.complete == found.frontier == []
+
+    def test_it_learns_which_learning_rates_are_good(self, tmp_path):
+        found, off = study(tmp_path, objectives=["validation_accuracy"]), []
+        while asked := found.ask(4, 40):
+            for trial in asked:
+                off.append(abs(math.log(trial.params["prune.lr"] / 0.05)))  # 0.05 is best
+                found.note(trial.number, "hash", str(trial.number))
+                found.tell(trial.number, outcome("pqd", [90, 90, 90 - 10 * off[-1]]))
+        assert len(off) == 40
+        assert sum(off[20:]) < 0.6 * sum(off[:20])
+
+    def test_another_search_in_the_file_is_refused(self, tmp_path):
+        study(tmp_path)
+        with pytest.raises(UserError, match=r"another search: objectives was .* choose ano"):
+            study(tmp_path, objectives=["validation_accuracy", "latency_ms"])
+        line = r"space.prune.lr was tag\(log,interval.*\), now it is interval\(0,2\)"
+        with pytest.raises(UserError, match=line):
+            study(tmp_path, *SPACE[:2], "prune.lr=interval(0,2)")
+        with pytest.raises(UserError, match=r"space.seed was absent, now it is 1,2"):
+            study(tmp_path, *SPACE, "seed=1,2")
+
+    def test_nor_is_any_other_file(self, tmp_path):
+        (tmp_path / "journal").write_text('{"another": "program"}\n')
+        with pytest.raises(UserError, match="journal is not the file of a search"):
+            study(tmp_path)
+
+    def test_a_limit_is_on_an_objective(self, tmp_path):
+        with pytest.raises(UserError, match=r"limits.latency_ms: the objectives are validation_"):
+            study(tmp_path, limits={"latency_ms": 1})
+
+
+class Trained:
+    """A launcher that makes up what training would give; killed after `lives` jobs."""
+
+    def __init__(self, hydra, folder, lives=None):
+        self.hydra, self.folder, self.lives, self.jobs = hydra, folder, lives, []
+
+    def launch(self, job_overrides, initial_job_idx):
+        return [self.end(job) for job in job_overrides]
+
+    def end(self, job):
+        if self.lives == len(self.jobs):
+            raise KeyboardInterrupt
+        cfg = self.hydra.compose_config("config", job, RunMode.RUN)
+        subdir = cfg.hydra.sweep.subdir
+        with open_dict(cfg):
+            del cfg["hydra"]
+        settings = schema.parse(cfg)
+        sparsity, lr = settings.prune.sparsity, settings.prune.lr
+        accuracy = round(90 - 20 * sparsity**4 - 40 * abs(lr - 0.05), 3)
+        made = outcome(settings.order.name, [accuracy] * 3, round(1000 * (1 - sparsity)))
+        found = result.started(settings)
+        found.status, found.stages, found.final = "completed", made.stages, made.final
+        stage = found.order[0]
+        if accuracy < settings.stop_below.get(stage, 0):
+            found.status, found.final = "stopped", None
+            found.stages = [s for s in found.stages if s.stage in ("baseline", stage)]
+        self.jobs.append(found.name)
+        result.write(self.folder / subdir, found)
+        return JobReturn(status=JobStatus.COMPLETED)
+
+
+@pytest.fixture
+def hydra():
+    schema.register()
+    with initialize_config_dir(str(small_sweeps.TRAIN.with_name("conf")), version_base="1.3"):
+        yield GlobalHydra.instance().hydra
+
+
+@pytest.fixture
+def search(hydra, monkeypatch):
+    """Searches in a folder with some of the sweeper's options, killed after `lives` jobs."""
+    plugin = Plugins.instance().class_name_to_class["hydra_plugins.pqd_search.SearchSweeper"]
+    monkeypatch.setattr(finish, "_jobs", None)
+
+    def run(folder, *arguments, lives=None, **options):
+        given = ["experiment=demo", f"hydra.sweep.dir={folder}", "hydra/sweeper=search"]
+        options = {"n_trials": 9, "batch": 2, "storage": f"{folder}/study.journal"} | options
+        sweeper = plugin(**options)
+        sweeper.launcher = launcher = Trained(hydra, folder, lives)
+        sweeper.config = hydra.compose_config("config", given, RunMode.MULTIRUN)
+        sweeper.hydra_context = SimpleNamespace(config_loader=hydra.config_loader)
+        objectives = "objectives=[validation_accuracy,package_bytes]"
+        try:
+            sweeper.sweep([*(arguments or SPACE), "experiment=demo", "logger=none", objectives])
+        finally:
+            launcher.folders = finish._jobs
+        return launcher
+
+    return run
+
+
+def test_a_search_that_is_killed_again_and_again_ends_as_if_it_had_not_been(search, tmp_path):
+    whole = search(tmp_path / "whole", margin=1.0)
+    assert len(whole.jobs) == len(whole.folders) == 9
+    jobs = []
+    for lives in itertools.cycle([0, 1, 2, 3]):
+        try:
+            launcher = search(tmp_path / "pieces", margin=1.0, lives=lives)
+        except KeyboardInterrupt:
+            continue
+        jobs += launcher.jobs
+        break
+    folders = [[path.name for path in done.folders] for done in (whole, launcher)]
+    assert folders[0] == folders[1]
+    found = [small_sweeps.figures(tmp_path / name) for name in ("whole", "pieces")]
+    assert found[0] == found[1]
+    statuses = [record["status"] for record in found[0].values()]
+    assert set(statuses) == {"completed", "stopped"}
+    again = search(tmp_path / "whole", margin=1.0)
+    assert again.jobs == []
+    assert again.folders == whole.folders
+    more = search(tmp_path / "whole", margin=1.0, n_trials=11)
+    assert len(more.jobs) == 2
+
+
+def test_all_its_trials_share_one_frontier_of_the_report(search, tmp_path):
+    search(tmp_path)
+    report = view(load([tmp_path]))
+    (family,) = report.families
+    assert len(family.frontiers[0].points) == 10  # and the dense network
+    assert len(report.cases) == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "line"),
+    [
+        (["seed=1"], {}, "a search has nothing to choose from"),
+        ([*SPACE, "dry_run=true"], {}, "a search learns nothing from dry_run=true"),
+        (SPACE, {"n_trials": 0}, "hydra.sweeper.n_trials=0: at least 1 is accepted"),
+        (SPACE, {"limits": {"speed": 1}}, "limits.speed: the objectives are "),
+        ([*SPACE, "prune.ramp=2"], {}, "prune.ramp=2.0 is outside [0, 1]"),
+    ],
+)
+def test_mistakes_are_found_before_any_trial_starts(search, tmp_path, arguments, options, line):
+    with pytest.raises(UserError) as caught:
+        search(tmp_path, *arguments, **options)
+    assert line in str(caught.value)
+    assert not list(tmp_path.glob("*/result.json"))
+
+
+def test_other_settings_are_another_search(search, tmp_path):
+    search(tmp_path, n_trials=2)
+    with pytest.raises(UserError, match="is of a search with other settings; choose another hydra"):
+        search(tmp_path, *SPACE, "prune.epochs=7")
+    assert len(search(tmp_path, *SPACE, "logger.mode=offline", n_trials=4).jobs) == 2
