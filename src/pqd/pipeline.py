@@ -172,9 +172,10 @@ class _Run:
         """
         config, baseline, dataset = self.config, self.keys[BASELINE], self.trainer.dataset
         images = f"{len(dataset.test):,} images"
-        where = replace(config.runtime, names=available(config.runtime.names))
+        here = available([*dict.fromkeys([*config.runtime.names, *config.target.names])])
+        where = replace(config.runtime, names=[n for n in config.runtime.names if n in here])
         runtimes = ", ".join(map(runtime, where.names))
-        targets = tuple(available(config.target.names))
+        targets = tuple(name for name in config.target.names if name in here)
         folder, backbone = self.cache.folder / baseline, config.backbone.name
         dense = Subject(folder, dataset, backbone, NO_STAGES, config.export, targets)
         dense_entry = self._entry(
