@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import odd_nets
 from configs import config, settings, stage
 from nets import PreActivation, Residual, images, traced
 from pqd import training
@@ -18,7 +19,7 @@ from pqd.constraints.fake_quant import activation_fake_quants
 from pqd.constraints.integers import round_biases
 from pqd.constraints.lsq import LearnedActivationFakeQuant, LearnedSteps, LearnedWeightFakeQuant
 from pqd.constraints.mask import Masks, masks, set_masks
-from pqd.constraints.parametrization import find
+from pqd.constraints.parametrization import find, value_before
 from pqd.data import Batch, eval_batches
 from pqd.export.deploy import deployed
 from pqd.export.onnx_file import write_onnx
@@ -86,8 +87,31 @@ class TestWeight:
             with torch.no_grad():
                 quantizer.step.fill_(given)
             assert quantizer.scale(weight).item() == pytest.approx(used, rel=1e-4)
-            quantizer(weight)
-            assert quantizer.step.item() == pytest.approx(used, rel=1e-4)  # learns from there
+
+    def test_before_a_step_all_steps_are_back_in_their_intervals(self):
+        model = calibrated()
+        steps = {n: p for n, p in model.named_parameters() if n.endswith("step")}
+        with torch.no_grad():
+            for step in steps.values():
+                step.fill_(1e9)
+        (constraint,) = constraints(model)
+        constraint.before_step(model, 0, 1, None)
+        for name, learned in find(model, LearnedWeightFakeQuant).items():
+            weight = value_before(model.get_submodule(name), LearnedWeightFakeQuant)
+            largest = weight.abs().amax(tuple(range(1, weight.ndim)), keepdim=True)
+            torch.testing.assert_close(learned.step.detach(), largest / 127)
+        for quantizer in activation_fake_quants(model).values():
+            assert torch.equal(quantizer.step, 4 * quantizer.calibrated)
+
+    def test_a_quantizer_of_several_places_is_trained(self):
+        model = odd_nets.trained(odd_nets.Split)
+        attach(model, LearnedSteps(127))
+        calibrate(model, [odd_nets.data(64, 1)[0]])
+        shared = [q for q in activation_fake_quants(model).values() if q.calls > 1]
+        before = [q.step.item() for q in shared]
+        odd_nets.train(model, 2)
+        assert shared
+        assert all(q.step.item() != old for q, old in zip(shared, before, strict=True))
 
     def test_the_largest_weight_at_abs_max_is_not_clipped(self):
         torch.manual_seed(0)

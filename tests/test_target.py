@@ -166,7 +166,7 @@ class TestTargets:
 @pytest.mark.parametrize("scheme", [SKIP, SYMMETRIC, Scheme("skip", True)], ids=str)
 @pytest.mark.parametrize(
     ("kind", "constraint"),
-    [(Shortcut, FakeQuantization), (Shortcut, LearnedSteps), (odd_nets.Split, LearnedSteps)],
+    [(Shortcut, FakeQuantization), (Shortcut, LearnedSteps), (odd_nets.Split, FakeQuantization)],
 )
 class TestAnswers:
     @pytest.fixture

@@ -43,9 +43,10 @@ def deploy(
     """
     baseline, last = networks
     images = f"{len(dataset.test):,} images"
-    where = replace(config.runtime, names=available(config.runtime.names))
+    here = available([*dict.fromkeys([*config.runtime.names, *config.target.names])])  # told once
+    where = replace(config.runtime, names=[n for n in config.runtime.names if n in here])
     runtimes = ", ".join(map(runtime, where.names))
-    targets = tuple(available(config.target.names))
+    targets = tuple(name for name in config.target.names if name in here)
     dense = Subject(baseline, dataset, config.backbone.name, NO_STAGES, config.export, targets)
     dense_entry = steps.entry(
         "dense",

@@ -148,7 +148,7 @@ class LearnedSteps(FakeQuantization):
 class _LearnedRound(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, step: Tensor, scale: Tensor, code_max: int) -> Tensor:
-        """Computes with the scale, which is the step in its interval; the gradient is the step's."""
+        """Computes with the scale, the step in its interval; the gradient is the step's."""
         ratio = weight / scale
         ctx.save_for_backward(ratio)
         ctx.code_max = code_max
