@@ -99,7 +99,7 @@ class TestWeight:
         for name, learned in find(model, LearnedWeightFakeQuant).items():
             weight = value_before(model.get_submodule(name), LearnedWeightFakeQuant)
             largest = weight.abs().amax(tuple(range(1, weight.ndim)), keepdim=True)
-            torch.testing.assert_close(learned.step.detach(), largest / 127)
+            torch.testing.assert_close(learned.step.detach(), largest / learned.code_max)
         for quantizer in activation_fake_quants(model).values():
             assert torch.equal(quantizer.step, 4 * quantizer.calibrated)
 
