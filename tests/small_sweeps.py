@@ -27,6 +27,7 @@ THREE = "order=partial/none,partial/pq,partial/d"
 
 # What two runs of one configuration may differ in: times, places, and who trained a stage.
 _VOLATILE = {"seconds", "images_per_s", "cached", "latency", "provenance", "measured", "cache"}
+_VOLATILE |= {"time"}  # shares of layers
 
 
 def start(folder, *arguments, name="sweep", cache="cache"):

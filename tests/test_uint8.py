@@ -21,11 +21,12 @@ from pqd.data.batches import normalise
 from pqd.errors import UserError
 from pqd.export.onnx_file import take_pixels, write_onnx
 from pqd.inspect.look import look
-from pqd.measure import Input, bench, predictions
+from pqd.measure import Input, predictions
 from pqd.measure.bench import bench as measure
 from pqd.measure.graph import input_of
 from pqd.measure.predict import predict
 from pqd.package import pack
+from pqd.runtimes import available
 from pqd.stages.quantize import calibrate
 from test_pipeline import BUILDERS, Tiny, config
 
@@ -92,7 +93,7 @@ def test_predict_reads_both_and_their_packages(files, tmp_path):
 
 def test_bench_and_inspect_read_it(files, tmp_path):
     model = shutil.copyfile(files / "model.onnx", tmp_path / "model.onnx")
-    names = ["onnxruntime", *(["openvino"] if "openvino" in bench.available(["openvino"]) else [])]
+    names = available(["onnxruntime", "openvino"])
     runtime = RuntimeConfig(names=names, threads=[1], min_calls=4, min_seconds=0.0, blocks=2)
     (record,) = measure([model], runtime)
     assert [row["runtime"] for row in json.loads(record.read_text())["latency"]] == names

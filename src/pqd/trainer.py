@@ -157,7 +157,7 @@ class Trainer:
                 forecast.step(step)
                 shown.step(step)
                 stage.before_step(model, step)
-                for constraint in constraints(model):
+                for constraint in reversed(constraints(model)):  # bits before steps of their width
                     constraint.before_step(model, step, stage.context.steps, self._deployed.write)
 
             def after_epoch(metrics: dict[str, float]) -> None:
