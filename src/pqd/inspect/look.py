@@ -97,7 +97,7 @@ def look(
         for layer in found
     ]
     for runtime, kinds in others.items():
-        for kind, share in sorted(kinds.items(), key=lambda item: -item[1]):
+        for kind, share in sorted(kinds.items()):  # by name, so that runs of one network agree
             rows.append(Layer(name="", kind=kind, time={runtime: share}))
     return Inspection(rows, total, left_out)
 
