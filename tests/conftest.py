@@ -1,13 +1,17 @@
-"""Shared by all tests: one thread, and torchvision that imports on CPU builds of torch."""
+"""Shared by all tests: one thread, Hydra's plugins, torchvision on CPU builds of torch."""
 
 import os
 
 import pytest
 import torch
+from hydra.core.plugins import Plugins
 
 import pqd.backbones._torchvision  # noqa: F401
 
 os.environ["WANDB_MODE"] = "offline"
+# Looking for plugins, Hydra executes their modules again: classes that a test imported before
+# would be others than their bases.
+Plugins.instance()
 
 
 @pytest.fixture(autouse=True, scope="session")
