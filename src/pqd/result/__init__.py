@@ -7,7 +7,6 @@ from pqd.result.fields import (
     INT8,
     PRUNED,
     SCHEMA,
-    UNEVEN,
     Allocation,
     Bench,
     Final,
@@ -17,7 +16,6 @@ from pqd.result.fields import (
     Provenance,
     Result,
     StageResult,
-    Status,
 )
 from pqd.result.file import FILE, check_free, decode, now, read, read_as, started, write
 
@@ -29,7 +27,6 @@ __all__ = [
     "INT8",
     "PRUNED",
     "SCHEMA",
-    "UNEVEN",
     "Allocation",
     "Bench",
     "Final",
@@ -39,7 +36,6 @@ __all__ = [
     "Provenance",
     "Result",
     "StageResult",
-    "Status",
     "check_free",
     "decode",
     "now",
