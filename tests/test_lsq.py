@@ -14,7 +14,7 @@ from configs import config, settings, stage
 from nets import PreActivation, Residual, images, traced
 from pqd import training
 from pqd.config import AugmentConfig, BackboneConfig, DatasetConfig, TrainConfig
-from pqd.constraints import attach, constraints, lsq, without_integers
+from pqd.constraints import attach, constraints, fake_quant, without_integers
 from pqd.constraints.fake_quant import activation_fake_quants
 from pqd.constraints.integers import round_biases
 from pqd.constraints.lsq import LearnedActivationFakeQuant, LearnedSteps, LearnedWeightFakeQuant
@@ -153,7 +153,7 @@ class TestActivation:
 
     @pytest.mark.parametrize("eager", [True, False])
     def test_values_and_gradients(self, eager, monkeypatch):
-        monkeypatch.setattr(lsq, "eager", lambda x: eager)
+        monkeypatch.setattr(fake_quant, "eager", lambda x: eager)
         found = self.quantizer()
         x = torch.tensor([[-0.7, 0.006, 1.0], [0.514, 3.0, -0.2]], requires_grad=True)
         out = found(x)

@@ -14,7 +14,7 @@ import configs
 import odd_nets
 from nets import PreActivation, ReluBeforeSum, Residual, images, traced
 from pqd.config import BackboneConfig, TargetConfig
-from pqd.constraints import attach
+from pqd.constraints import attach, fake_quant
 from pqd.constraints.fake_quant import ActivationFakeQuant, activation_fake_quants
 from pqd.constraints.integers import round_biases
 from pqd.constraints.integers.layers import QuantizeDequantize
@@ -30,7 +30,7 @@ from pqd.runtimes import get
 from pqd.scheme import Scheme
 from pqd.stages.quantize import calibrate
 
-SKIP, SYMMETRIC = Scheme(sums="skip"), Scheme(symmetric=True)
+SKIP, CLIP, SYMMETRIC = Scheme(sums="skip"), Scheme(sums="clip"), Scheme(symmetric=True)
 
 
 class Shortcut(nn.Module):
@@ -92,6 +92,19 @@ class TestPlacement:
         assert skip < both
         assert len(both - skip) == len(inputs_of_sums(models[0]))
 
+    @pytest.mark.parametrize("kind", [Shortcut, PreActivation, ReluBeforeSum])
+    def test_clipped_are_those_that_would_go(self, kind):
+        both, clip, skip = (
+            activation_fake_quants(quantized(kind, scheme)) for scheme in (Scheme(), CLIP, SKIP)
+        )
+        assert set(clip) == set(both)
+        assert {name for name in clip if not clip[name].rounds} == set(both) - set(skip)
+        assert all(quantizer.rounds for quantizer in both.values())
+
+    def test_a_convolution_that_reads_what_it_adds_rounds(self):
+        quantizers = activation_fake_quants(quantized(Residual, CLIP)).values()
+        assert all(quantizer.rounds for quantizer in quantizers)
+
     def test_a_sum_of_a_value_with_itself_is_quantized(self):
         class Twice(nn.Module):
             def __init__(self):
@@ -103,12 +116,14 @@ class TestPlacement:
                 return self.fc((x + x).mean((2, 3)))
 
         assert inputs_of_sums(quantized(Twice, SKIP)) == [[True, True]]
+        quantizers = activation_fake_quants(quantized(Twice, CLIP)).values()
+        assert all(quantizer.rounds for quantizer in quantizers)
 
 
 class TestRecipe:
     blueprint = Blueprint(BackboneConfig("resnet8", "resnet8"), 4, 3, 16)
 
-    @pytest.mark.parametrize("scheme", [Scheme(), SKIP, SYMMETRIC, Scheme("skip", True)])
+    @pytest.mark.parametrize("scheme", [Scheme(), SKIP, CLIP, SYMMETRIC, Scheme("skip", True)])
     @pytest.mark.parametrize("constraint", [FakeQuantization, LearnedSteps])
     def test_a_network_comes_back_as_it_was(self, scheme, constraint, tmp_path):
         model = self.blueprint.build()
@@ -136,7 +151,8 @@ class TestTargets:
     def test_those_that_share_a_scheme_go_together(self, monkeypatch):
         monkeypatch.setattr(get("torch"), "scheme", Scheme(), raising=False)
         assert TargetConfig(["onnxruntime", "torch"]).scheme() == Scheme()
-        assert TargetConfig(["openvino"], symmetric=True).scheme() == Scheme("skip", True, "norm")
+        assert TargetConfig(["openvino"], symmetric=True).scheme() == Scheme("clip", True, "norm")
+        assert TargetConfig(["openvino"], sums="skip").scheme() == Scheme("skip", False, "norm")
 
     @pytest.mark.parametrize(
         ("names", "line"),
@@ -159,11 +175,11 @@ class TestTargets:
             return stage_keys(configs.config("pqd", target=TargetConfig(**target)), {"images": "0"})
 
         usual = keys()
-        for changed in (keys(names=["openvino"]), keys(symmetric=True)):
+        for changed in (keys(names=["openvino"]), keys(symmetric=True), keys(sums="skip")):
             assert [name for name in usual if usual[name] == changed[name]] == ["baseline", "prune"]
 
 
-@pytest.mark.parametrize("scheme", [SKIP, SYMMETRIC, Scheme("skip", True)], ids=str)
+@pytest.mark.parametrize("scheme", [SKIP, CLIP, SYMMETRIC, Scheme("skip", True)], ids=str)
 @pytest.mark.parametrize(
     ("kind", "constraint"),
     [(Shortcut, FakeQuantization), (Shortcut, LearnedSteps), (odd_nets.Split, FakeQuantization)],
@@ -189,7 +205,7 @@ class TestAnswers:
             own = model(pictures).argmax(1)
         assert (own == classes).float().mean() > 0.5
         for runtime in ("onnxruntime", "openvino"):
-            if get(runtime).unavailable():
+            if get(runtime).unavailable() or (scheme.sums, runtime) == ("clip", "onnxruntime"):
                 continue
             theirs = torch.from_numpy(get(runtime).open(path, 1)(pictures.numpy())).argmax(1)
             assert (own == theirs).float().mean() >= 0.995, runtime
@@ -204,6 +220,44 @@ class TestAnswers:
         kind = np.int8 if scheme.symmetric else np.uint8
         assert {point.dtype for point in points} == {np.dtype(kind)}
         assert not scheme.symmetric or not any(points)
+
+
+@pytest.mark.parametrize("kind", [PreActivation, Shortcut])
+def test_openvino_clips_what_it_adds_and_onnxruntime_rounds_it(kind, tmp_path):
+    if get("openvino").unavailable():
+        pytest.skip("OpenVINO is not installed")
+    model, path, pictures = quantized(kind, CLIP), tmp_path / "model.onnx", images(64)
+    write_onnx(model, path, (3, 8, 8), {})
+    outputs = {
+        name: get(name).open(path, 1)(pictures.numpy()) for name in ("onnxruntime", "openvino")
+    }
+
+    def error(runtime):
+        with torch.no_grad():
+            return (model(pictures) - torch.from_numpy(outputs[runtime])).square().mean().item()
+
+    clips, rounds = error("openvino"), error("onnxruntime")
+    for quantizer in activation_fake_quants(model).values():
+        quantizer.rounds = True
+    assert clips < rounds / 10
+    assert error("onnxruntime") < error("openvino") / 10
+
+
+@pytest.mark.parametrize("eager", [True, False])
+@pytest.mark.parametrize("kind", [ActivationFakeQuant, LearnedActivationFakeQuant])
+def test_clipping_changes_nothing_inside_the_range(kind, eager, monkeypatch):
+    monkeypatch.setattr(fake_quant, "eager", lambda x: eager)
+    quantizer = kind(rounds=False)
+    quantizer.set_scale(torch.tensor(0.5))
+    quantizer.zero_point.fill_(100)
+    x = torch.tensor([-60.0, -49.9, 0.26, 77.4, 77.6, 90.0], requires_grad=True)
+    out = quantizer(x)
+    assert out.tolist() == pytest.approx([-50, -49.9, 0.26, 77.4, 77.5, 77.5])
+    out.backward(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]))
+    assert x.grad.tolist() == [0, 2, 3, 4, 0, 0]
+    if kind is LearnedActivationFakeQuant:  # eq. 3 without rounding: the codes of what is clipped
+        slope = (1 * -100 + (5 + 6) * 155) / (1 * 255) ** 0.5
+        assert quantizer.step.grad.item() == pytest.approx(slope)
 
 
 @pytest.mark.parametrize("kind", [ActivationFakeQuant, LearnedActivationFakeQuant])

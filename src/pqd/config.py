@@ -4,7 +4,7 @@
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import MISSING
 
@@ -12,7 +12,7 @@ from pqd.errors import UserError
 from pqd.objectives import OBJECTIVES
 from pqd.options import Decides, option
 from pqd.runtimes import REFERENCE, RUNTIMES, get
-from pqd.scheme import Scheme
+from pqd.scheme import Scheme, Sums
 
 BASELINE = "baseline"
 
@@ -106,6 +106,8 @@ class TargetConfig:
 
     names: list[str] = option([REFERENCE], choices=targets)
     symmetric: bool = False  # activations INT8 with zero point 0, where an engine needs it
+    # What becomes of the inputs of an add (see `Scheme`); auto: what the engines want.
+    sums: str = option("auto", choices=("auto", "both", "clip", "skip"))
 
     def scheme(self) -> Scheme:
         """Returns how all of them want it quantized.
@@ -122,7 +124,8 @@ class TargetConfig:
                 f"target.names=[{','.join(self.names)}]: {schemes[others[0]]} wants quantizers in "
                 f"other places than {schemes[scheme]}; a network is trained for one of these"
             )
-        return replace(scheme, symmetric=self.symmetric or scheme.symmetric)
+        sums = cast(Sums, scheme.sums if self.sums == "auto" else self.sums)
+        return replace(scheme, symmetric=self.symmetric or scheme.symmetric, sums=sums)
 
 
 @dataclass

@@ -48,6 +48,8 @@ class ActivationFakeQuant(nn.Module):
     """UINT8 affine fake-quantizer of one activation tensor, its range always containing 0.
 
     A symmetric one is deployed as INT8 with zero point 0; its codes here are those plus `MIDDLE`.
+    One that does not round only clips to the range of its codes, as engines do that run a
+    convolution, its quantizer and a sum as one operation.
 
     While `observing`, the input passes unchanged and its range is averaged over batches;
     `end_observation` turns the average into scale and zero point. A training step therefore
@@ -57,15 +59,16 @@ class ActivationFakeQuant(nn.Module):
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, calls: int = 1, symmetric: bool = False) -> None:
+    def __init__(self, calls: int = 1, symmetric: bool = False, rounds: bool = True) -> None:
         """Starts with the range [0, 1], or [-1, 1] where it is symmetric.
 
         Args:
             calls: at how many places of the network it is called; they share one range.
             symmetric: whether the zero point is fixed.
+            rounds: whether values become codes, or are only clipped.
         """
         super().__init__()
-        self.calls, self.symmetric = calls, symmetric
+        self.calls, self.symmetric, self.rounds = calls, symmetric, rounds
         zero_point = MIDDLE if symmetric else 0
         self.hold(torch.tensor(1 / (CODE_MAX - zero_point)))
         self.register_buffer("zero_point", torch.tensor(float(zero_point)))
@@ -86,8 +89,9 @@ class ActivationFakeQuant(nn.Module):
         Args:
             rectify: what is below 0 becomes 0, as by a ReLU in front.
         """
-        quantized: Tensor = _FakeQuantize.apply(x, self.scale, self.zero_point, rectify)
-        return quantized
+        place = self.scale, self.zero_point
+        result: Tensor = _FakeQuantize.apply(x, *place, rectify, self.rounds)
+        return result
 
     def forward(self, x: Tensor, rectify: bool = False) -> Tensor:
         """Fake-quantizes `x` of any shape (see `quantize`), or observes it."""
@@ -124,24 +128,34 @@ class _Round(torch.autograd.Function):
 
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, rectify: bool) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, rectify: bool, rounds: bool
+    ) -> Tensor:
         # Whatever made `x` keeps it, or would: saving it costs no memory.
         ctx.save_for_backward(x, scale, zero_point)
-        ctx.rectify = rectify
-        # Rounding first, as QuantizeLinear does: round(x / scale) + zero_point, then saturation.
-        codes = (x / scale).round_()
-        low, high = code_range(zero_point, rectify)
-        codes = codes.clamp_(low.item(), high.item()) if eager(x) else codes.clamp(low, high)
-        return codes.mul_(scale)
+        ctx.rectify, ctx.rounds = rectify, rounds
+        return quantized(x, scale, code_range(zero_point, rectify), rounds)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         x, scale, zero_point = ctx.saved_tensors
-        # What rounds to a code in [0, 255] lies between these.
-        low, high = (-0.5 - zero_point) * scale, (CODE_MAX + 0.5 - zero_point) * scale
+        edge = 0.5 if ctx.rounds else 0.0  # what rounds to a code in [0, 255] lies between these
+        low, high = (-edge - zero_point) * scale, (CODE_MAX + edge - zero_point) * scale
         if ctx.rectify:
             low = torch.zeros_like(low)
-        return passed(grad, x, low, high), None, None, None
+        return passed(grad, x, low, high), None, None, None, None
+
+
+def quantized(x: Tensor, scale: Tensor, bounds: tuple[Tensor, Tensor], rounds: bool) -> Tensor:
+    """Returns `x` of any shape rounded to codes within bounds, or only clipped to their values."""
+    low, high = bounds
+    if not rounds:
+        low, high = low * scale, high * scale
+        return x.clamp(low.item(), high.item()) if eager(x) else x.clamp(low, high)
+    # Rounding first, as QuantizeLinear does: round(x / scale) + zero_point, then saturation.
+    codes = (x / scale).round_()
+    codes = codes.clamp_(low.item(), high.item()) if eager(x) else codes.clamp(low, high)
+    return codes.mul_(scale)
 
 
 def passed(grad: Tensor, x: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -28,8 +28,8 @@ from pqd.constraints.fake_quant import (
     WeightFakeQuant,
     activation_fake_quants,
     code_range,
-    eager,
     passed,
+    quantized,
 )
 from pqd.constraints.parametrization import find, value_before
 from pqd.constraints.placement import Quantizers, insert_fake_quants
@@ -115,8 +115,8 @@ class LearnedActivationFakeQuant(ActivationFakeQuant):
         if not x.requires_grad:
             return super().quantize(x, rectify)
         place = self.scale, self.zero_point
-        quantized: Tensor = _LearnedFakeQuantize.apply(x, self.step, *place, rectify)
-        return quantized
+        result: Tensor = _LearnedFakeQuantize.apply(x, self.step, *place, rectify, self.rounds)
+        return result
 
 
 @CONSTRAINTS.register
@@ -166,27 +166,30 @@ class _LearnedRound(torch.autograd.Function):
 class _LearnedFakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, step: Tensor, scale: Tensor, zero_point: Tensor, rectify: bool
+        ctx: Any,
+        x: Tensor,
+        step: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        rectify: bool,
+        rounds: bool,
     ) -> Tensor:
         """As `_LearnedRound`."""
-        codes = (x / scale).round_()
-        low, high = code_range(zero_point, rectify)
-        codes = codes.clamp_(low.item(), high.item()) if eager(x) else codes.clamp(low, high)
-        quantized = codes.mul_(scale)
+        result = quantized(x, scale, code_range(zero_point, rectify), rounds)
         # Both are kept by the layers before and behind: saving them costs no memory.
-        ctx.save_for_backward(x, quantized, scale, zero_point)
+        ctx.save_for_backward(x, result, scale, zero_point)
         ctx.rectify = rectify
-        return quantized
+        return result
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        x, quantized, scale, zero_point = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+        x, result, scale, zero_point = ctx.saved_tensors
         low, high = (bound * scale for bound in code_range(zero_point, ctx.rectify))
         inside = passed(grad, x, low, high)
         # Eq. 3 times s: clipped values are codes -Q_N and Q_P, the others differ by their rounding.
-        grad_step = _difference(grad, quantized, inside, x) / scale
+        grad_step = _difference(grad, result, inside, x) / scale
         gain = 1 / math.sqrt(x[0].numel() * CODE_MAX)
-        return inside, (grad_step * gain).to(scale.dtype), None, None, None
+        return inside, (grad_step * gain).to(scale.dtype), None, None, None, None
 
 
 def _first_step(code_max: int, weight: Tensor) -> Tensor:

@@ -4,10 +4,10 @@ Convolutions and linear layers compute with integers: they read quantized values
 norm and ReLU that follow them) write one. So do sums and average pools, where one of their inputs
 or readers does. One value has one fake-quantizer, and activations that are joined share one, so
 that what joins, splits, moves or selects them keeps their grid. After ReLU, not before it, so that
-a runtime fuses convolution and ReLU; none between a convolution and a sum, where the target fuses
-these, too. A quantizer never stands between two float operations: the second may not bear what the
-first cannot give, such as the logarithm of a zero. What constants are put beside is quantized with
-them, not before.
+a runtime fuses convolution and ReLU; none, or one that only clips, between a convolution and a sum,
+where the target fuses these, too. A quantizer never stands between two float operations: the
+second may not bear what the first cannot give, such as the logarithm of a zero. What constants are
+put beside is quantized with them, not before.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,7 +28,8 @@ class Quantizers(NamedTuple):
     """What makes the fake-quantizers of a network."""
 
     weight: Callable[[int, Tensor], WeightFakeQuant]  # of the largest code and the weight
-    activation: Callable[[int, bool], ActivationFakeQuant]  # of the places that share it; symmetric
+    # Of the places that share it, whether it is symmetric, whether it rounds.
+    activation: Callable[[int, bool, bool], ActivationFakeQuant]
 
 
 ABS_MAX = Quantizers(lambda code_max, _: WeightFakeQuant(code_max), ActivationFakeQuant)
@@ -42,14 +43,20 @@ class Placement:
         self._graph = graph
         self._nodes = list(graph.model.graph.nodes)
         self._integer = {node for node in self._nodes if graph.is_layer(node)}
-        fused = fused_sums(graph) if scheme.sums == "skip" else {}
+        fused = fused_sums(graph) if scheme.sums != "both" else {}
         self._integer |= set(fused)
-        self._fused = set(fused.values())
+        self._left = set(fused.values()) if scheme.sums == "skip" else set[fx.Node]()
+        # Those whose quantizers do not round.
+        self.clipped = {
+            value
+            for add, value in fused.items()
+            if scheme.sums == "clip" and self._adds(add, value)
+        }
         self._chosen = self._choose()
         while more := {node for node in self._nodes if self._joins_in(node)} - self._integer:
             self._integer |= more
             self._chosen = self._choose()
-        self._written = {graph.end(node) for node in self._integer} - self._fused
+        self._written = {graph.end(node) for node in self._integer} - self._left
 
     def groups(self) -> list[list[fx.Node]]:
         """Returns the nodes whose output is quantized; those in one list share a quantizer."""
@@ -74,6 +81,17 @@ class Placement:
         shapes = [user for user in node.users if not self._graph.is_activation(user)]
         return [*found, *shapes] if found else []
 
+    def _adds(self, node: fx.Node, value: fx.Node) -> bool:
+        """Tells whether OpenVINO computes a sum in the convolution that `value` comes from.
+
+        It puts the result where the other input was, which the convolution must not read, too.
+        """
+        graph = self._graph
+        layer = value if graph.is_layer(value) else graph.activations(value)[0]
+        others = [v for v in graph.activations(node) if v is not value]
+        read = graph.sources(graph.activations(layer)[0])
+        return all(set(graph.sources(other)).isdisjoint(read) for other in others)
+
     def _choose(self) -> set[fx.Node]:
         """Returns what the integer operations found so far read and write."""
         graph, chosen = self._graph, set[fx.Node]()
@@ -83,7 +101,7 @@ class Placement:
             end = graph.end(node)
             if not graph.is_average_pool(node) and not self._is_returned(end):
                 chosen.add(end)
-        return chosen - self._fused
+        return chosen - self._left
 
     def _read(self, node: fx.Node) -> list[fx.Node]:
         """Returns the inputs of an integer operation."""
@@ -177,7 +195,8 @@ def insert_fake_quants(
     groups = [read for group in groups if (read := [(n, r) for n, r in group if r])]
     for group in groups:
         name = f"{PREFIX}.{group[0][0].name}"
-        model.add_submodule(name, quantizers.activation(len(group), scheme.symmetric))
+        rounds = placement.clipped.isdisjoint(node for node, _ in group)
+        model.add_submodule(name, quantizers.activation(len(group), scheme.symmetric, rounds))
         for node, readers in group:
             with model.graph.inserting_after(node):
                 quantized = model.graph.call_module(name, (node,))

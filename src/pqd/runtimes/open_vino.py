@@ -81,8 +81,9 @@ class OpenVino(Runtime):
     """See https://docs.openvino.ai."""
 
     name, title, package = "openvino", "OpenVINO", "openvino"
-    # Convolution, sum and ReLU are one operation; integer convolutions of single channels are none.
-    scheme = Scheme(sums="skip", norms="norm")
+    # Convolution, quantizer, sum and ReLU are one operation, in which the quantizer clips but does
+    # not round; integer convolutions of single channels are none.
+    scheme = Scheme(sums="clip", norms="norm")
     usual = True
 
     def open(self, model: Path, threads: int) -> OpenVinoSession:

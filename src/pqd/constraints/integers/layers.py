@@ -21,7 +21,7 @@ class QuantizeDequantize(nn.Module):
     def __init__(self, fake_quant: ActivationFakeQuant) -> None:
         """Takes scale and zero point over; of symmetric ones the codes are INT8."""
         super().__init__()
-        self.symmetric = fake_quant.symmetric
+        self.symmetric, self.rounds = fake_quant.symmetric, fake_quant.rounds
         zero_point = fake_quant.zero_point
         if self.symmetric:
             codes = (zero_point - MIDDLE).to(torch.int8)
