@@ -282,9 +282,10 @@ def test_a_search_that_is_killed_again_and_again_ends_as_if_it_had_not_been(sear
 def test_all_its_trials_share_one_frontier_of_the_report(search, tmp_path):
     search(tmp_path)
     report = view(load([tmp_path]))
-    (family,) = report.families
-    assert len(family.frontiers[0].points) == 10  # and the dense network
-    assert len(report.cases) == 9
+    (found,) = report.searches
+    assert len(found.frontiers[0].points) == 10  # and the dense network
+    assert len(found.trials) == 9
+    assert not report.cases
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,12 @@ class Objective:
     """One figure of a completed run.
 
     Attributes:
+        title: what it is in a sentence.
         of: returns it, None where it was not measured.
         maximise: whether more is better.
     """
 
+    title: str
     of: "Callable[[Result], float | None]"
     maximise: bool = False
 
@@ -35,9 +37,11 @@ def _package_bytes(result: "Result") -> float | None:
 
 
 OBJECTIVES = {
-    "validation_accuracy": Objective(_validation_accuracy, maximise=True),  # %, of the last stage
-    "latency_ms": Objective(_latency_ms),  # median, of the first runtime, threads and batch size
-    "package_bytes": Objective(_package_bytes),
+    # %, of the last stage
+    "validation_accuracy": Objective("validation accuracy", _validation_accuracy, maximise=True),
+    # median, of the first runtime, threads and batch size
+    "latency_ms": Objective("latency", _latency_ms),
+    "package_bytes": Objective("package size", _package_bytes),
 }
 
 

@@ -6,6 +6,7 @@ out of a report; colours of text and grid are set in the page, which knows light
 
 from typing import Any
 
+from pqd.identity import option_at
 from pqd.report import words
 from pqd.report.cases import REFERENCE, axis
 from pqd.report.compare import Comparison
@@ -74,7 +75,8 @@ def _points(f: Frontier, order: str, points: list[Point]) -> Figure:
 
 def _hover(p: Point, cost: str) -> str:
     lines = [f"<b>{p.order}</b>{' (dominated)' if p.dominated else ''}"]
-    lines += [f"target {axis(key, value)}" for key, value in p.axes]
+    for key, value in p.axes:
+        lines.append(f"{'target ' if option_at(key).axis else ''}{axis(key, value)}")
     lines += [cost, _words(p.accuracy)]
     return "<br>".join(lines)
 

@@ -35,6 +35,7 @@ class Frontier:
     volumes: dict[str, Estimate]  # % of the rectangle, by order, over seeds
     shared: list[list[str]]  # orders of one shape, to which `points` give one latency
     full: frozenset[str]  # the orders of all stages
+    joined: bool = True  # by lines: of an order, and of what is not dominated
 
     @property
     def apart(self) -> list[list[Point]]:
@@ -65,6 +66,8 @@ class Frontier:
 
         One curve per setting of all axes but that with the most values: the budget.
         """
+        if not self.joined:
+            return [[point] for point in self.near]
         values: dict[str, set[float]] = defaultdict(set)
         for key, value in (pair for p in self.points for pair in p.axes):
             values[key].add(value)
@@ -84,8 +87,9 @@ class Frontier:
 
     @property
     def best(self) -> list[Point]:
-        """The points on the frontier but for those apart, the cheapest first."""
-        return sorted((p for p in self.near if not p.dominated), key=lambda p: p.cost)
+        """The points that a line joins, on the frontier but for those apart, the cheapest first."""
+        shown = (p for p in self.near if self.joined and not p.dominated)
+        return sorted(shown, key=lambda p: p.cost)
 
     def point(self, row: Row) -> Point | None:
         """The point of a row."""

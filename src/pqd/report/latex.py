@@ -26,7 +26,9 @@ def latex(report: Report) -> str:
     """
     setup = report.setups[0] if report.setups else "nothing"
     shown = [c for c in report.conditions if words.setup(c) == setup]
-    timings = [row.timing(c) for view in report.cases for row in view.rows for c in shown]
+    rows = [row for view in report.cases for row in view.rows]
+    rows += [trial.row for search in report.searches for trial in search.chosen]
+    timings = [row.timing(c) for row in rows for c in shown]
     return str(
         template("table.tex.jinja", finalize=_escape).render(
             report=report,

@@ -16,6 +16,7 @@ from pqd.report.frontier import MARGIN
 from pqd.report.statistics import LEVEL
 from pqd.report.style import STEPS, colour, polygon, stage_colour
 from pqd.report.summary import Row
+from pqd.report.trials import Search
 from pqd.report.view import Family, Report
 from pqd.result import DENSE, INT8
 from pqd.stages import spell
@@ -112,7 +113,7 @@ def facts(report: Report) -> list[str]:
     ]
 
 
-def shared(family: Family) -> str:
+def shared(family: Family | Search) -> str:
     """Says which orders deploy networks of one shape; nothing where none do."""
     found = dict.fromkeys(tuple(orders) for f in family.frontiers for orders in f.shared)
     if not found:
@@ -137,10 +138,12 @@ def bars(costs: list[cost.Cost], c: cost.Cost) -> list[tuple[str, float]]:
 
 def _figures(report: Report) -> dict[str, figures.Figure]:
     plots = {}
-    for i, family in enumerate(report.families):
-        for f in family.frontiers:
+    drawn = [(f"frontier-{i}", family.frontiers) for i, family in enumerate(report.families)]
+    drawn += [(f"search-{i}", search.frontiers) for i, search in enumerate(report.searches)]
+    for stem, frontiers in drawn:
+        for f in frontiers:
             where = "size" if f.condition is None else report.conditions.index(f.condition)
-            plots[f"frontier-{i}-{where}"] = figures.frontier(f)
+            plots[f"{stem}-{where}"] = figures.frontier(f)
     for i, case in enumerate(report.cases):
         if case.comparisons:
             plots[f"differences-{i}"] = figures.differences(case.comparisons)

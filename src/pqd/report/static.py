@@ -38,14 +38,14 @@ def frontier(report: Report) -> dict[str, bytes]:
 def pages(report: Report) -> dict[str, list[tuple[str, list[Frontier]]]]:
     """What to draw: family and frontiers of each row, by the stem of the file's name."""
     setup = report.setups[0] if report.setups else ""
+    searches = [(search.label, search.frontiers) for search in report.searches]
+    families = [(family.label, family.frontiers) for family in report.families]
     rows = [
-        (family.label, shown)
-        for family in report.families
+        (label, shown)
+        for label, frontiers in [*searches, *families]
         if (
             shown := [
-                f
-                for f in family.frontiers
-                if f.condition is None or words.setup(f.condition) == setup
+                f for f in frontiers if f.condition is None or words.setup(f.condition) == setup
             ]
         )
     ]

@@ -78,10 +78,10 @@ class Row:
         return here.get(FP32) or here.get(PRUNED) or here.get(DENSE)
 
 
-def conditions(cases: list[Case]) -> list[Condition]:
+def conditions(runs: list[Run]) -> list[Condition]:
     """Every condition under which something was measured; of runtimes the fastest comes first."""
     found: dict[Condition, list[float]] = defaultdict(list)  # ms of the models to deploy
-    for run in (run for case in cases for run in case.runs):
+    for run in runs:
         for measurement in run.measurements:
             for row in measurement.latency:
                 times = found[Condition.of(measurement, row)]

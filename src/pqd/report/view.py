@@ -13,13 +13,8 @@ from pqd.report.frontier import Frontier, frontiers
 from pqd.report.load import Loaded, Run
 from pqd.report.shapes import Shape, shapes
 from pqd.report.style import sort_stages
-from pqd.report.summary import (
-    Condition,
-    Row,
-    Timing,
-    conditions,
-    rows,
-)
+from pqd.report.summary import Condition, Row, Timing, conditions, rows
+from pqd.report.trials import Search, searches, split
 from pqd.result import DEPLOYED
 
 UNKNOWN = "not recorded"
@@ -114,6 +109,7 @@ class Report:
     repeats: int  # completed runs left out because a newer one repeats them
     cases: list[CaseView]
     families: list[Family]
+    searches: list[Search]
     conditions: list[Condition]
     comparisons: list[Comparison]  # over all cases
     verdict: str  # over all cases
@@ -124,8 +120,9 @@ class Report:
     checks: dict[str, str]  # what accuracy is, and whether all ways to measure it agree
 
     def case_of(self, run: Run) -> str:
-        """The label of the first case that a run belongs to."""
-        return next(v.case.label for v in self.cases if any(r is run for r in v.case.runs))
+        """The label of the first case that a run belongs to; of a trial that of the search."""
+        labels = (v.case.label for v in self.cases if any(r is run for r in v.case.runs))
+        return next(labels, f"{run.backbone} · {run.dataset} · search")
 
     @property
     def orders(self) -> list[str]:
@@ -152,8 +149,9 @@ class Report:
 def view(loaded: Loaded) -> Report:
     """Computes everything a report says."""
     runs, repeats = distinct(loaded.runs)
-    found = cases(runs)
-    where = conditions(found)
+    tried, others = split(runs)
+    found = cases(others)
+    where = conditions(runs)
     times = cost.training_times(runs)
     index = {label: i for i, label in enumerate(dict.fromkeys(case.family for case in found))}
     views = []
@@ -171,15 +169,18 @@ def view(loaded: Loaded) -> Report:
             )
         )
     pooled = views[0].comparisons if len(views) == 1 else compare(found)
+    searched = searches(tried, where)
+    said = verdict(pooled, [mean for v in views for mean in v.means])
     return Report(
         loaded=loaded,
         runs=runs,
         repeats=repeats,
         cases=views,
         families=[_family(label, views, where) for label in index],
+        searches=searched,
         conditions=where,
         comparisons=pooled,
-        verdict=verdict(pooled, [mean for v in views for mean in v.means]),
+        verdict=said if views or not tried else " ".join(s.verdict for s in searched),
         saving=cost.saving(runs, times),
         disturbances=disturbances(runs),
         machines=_machines(runs),

@@ -1,0 +1,124 @@
+"""The trials of a search: each is a case of its own, so nothing is averaged or compared."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from pqd.objectives import OBJECTIVES, values
+from pqd.report import words
+from pqd.report.cases import Case, cases
+from pqd.report.frontier import Frontier, frontiers
+from pqd.report.load import Run
+from pqd.report.summary import Condition, Row, rows
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One set of settings that was tried."""
+
+    run: Run
+    row: Row
+    validation: float | None  # %, of the last stage
+    chosen: bool
+
+    def setting(self, key: str) -> str:
+        """The value of a setting, rounded; nothing where the order lacks its stage."""
+        value = self.run.axes.get(key)
+        return self.run.outcome.get(key, "") if value is None else f"{value:.3g}"
+
+
+@dataclass(frozen=True)
+class Search:
+    """The trials of one backbone and data set."""
+
+    label: str
+    objectives: list[str]  # what the search went by, in words
+    keys: list[str]  # the settings searched, but for the order
+    trials: list[Trial]  # those chosen first, the most accurate first
+    frontiers: list[Frontier]
+
+    @property
+    def verdict(self) -> str:
+        """What the search has found, in a sentence."""
+        of = f"Of {words.count(len(self.trials), 'trial')} of {self.label} {len(self.chosen)}"
+        return (
+            f"{of} {'is' if len(self.chosen) == 1 else 'are'} chosen: no other is at least as good "
+            f"in {words.listed(self.objectives)}."
+        )
+
+    @property
+    def chosen(self) -> list[Trial]:
+        """The trials that no other one dominates in the objectives."""
+        return [trial for trial in self.trials if trial.chosen]
+
+
+def split(runs: list[Run]) -> tuple[list[Run], list[Run]]:
+    """Separates the trials of searches from all other runs."""
+    trials = [run for run in runs if run.result.config.get("searched")]
+    return trials, [run for run in runs if not run.result.config.get("searched")]
+
+
+def searches(runs: list[Run], where: list[Condition]) -> list[Search]:
+    """Groups trials by backbone and data set.
+
+    Args:
+        runs: completed and distinct trials.
+        where: the conditions in which latencies are shown.
+    """
+    labels = dict.fromkeys((run.backbone, run.dataset) for run in runs)
+    return [_search([r for r in runs if (r.backbone, r.dataset) == its], where) for its in labels]
+
+
+def _search(runs: list[Run], where: list[Condition]) -> Search:
+    names = [n for n in runs[0].result.config.get("objectives", []) if n in OBJECTIVES]
+    best = _undominated(runs, names)
+    alone = [(case, rows(case)) for case in _alone(runs)]
+    trials = [
+        Trial(
+            run=case.runs[0],
+            row=table[1],
+            validation=case.runs[0].result.stages[-1].validation_accuracy,
+            chosen=id(case.runs[0]) in best,
+        )
+        for case, table in alone
+    ]
+    trials.sort(key=lambda t: (not t.chosen, -(t.validation or 0.0)))
+    searched = dict.fromkeys(key for run in runs for key in run.result.config["searched"])
+    kept = {(trial.run.order, trial.row.axes) for trial in trials if trial.chosen}
+    drawn = frontiers([case for case, _ in alone], [table for _, table in alone], where)
+    return Search(
+        label=f"{runs[0].backbone} · {runs[0].dataset}",
+        objectives=[OBJECTIVES[name].title for name in names],
+        keys=[key for key in searched if not key.startswith("order")],
+        trials=trials,
+        frontiers=[_marked(frontier, kept) for frontier in drawn],
+    )
+
+
+def _alone(runs: list[Run]) -> Iterator[Case]:
+    """Makes each run a case."""
+    for run in runs:
+        yield from cases([run])
+
+
+def _undominated(runs: list[Run], objectives: list[str]) -> set[int]:
+    """Returns the ids of runs that no other one equals or betters in all objectives."""
+    signs = [-1 if OBJECTIVES[name].maximise else 1 for name in objectives]
+    costs = {
+        id(run): tuple(sign * value for sign, value in zip(signs, found, strict=True))
+        for run in runs
+        if (found := values(run.result, objectives))
+    }
+    return {
+        run
+        for run, own in costs.items()
+        if not any(
+            other != own and all(a <= b for a, b in zip(other, own, strict=True))
+            for other in costs.values()
+        )
+    }
+
+
+def _marked(frontier: Frontier, chosen: set[tuple[str, tuple[tuple[str, float], ...]]]) -> Frontier:
+    """Marks what was chosen, whatever its test accuracy, and joins nothing."""
+    points = [replace(p, dominated=(p.order, p.axes) not in chosen) for p in frontier.points]
+    return replace(frontier, points=points, volumes={}, joined=False)
