@@ -13,6 +13,7 @@ from hydra_plugins.pqd_waves import check_swept
 from pqd import schema
 from pqd.errors import UserError
 from pqd.stages import spelled
+from pqd.stages.teachers import ForeignTeacher
 from pqd.sweep import mistake
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -39,6 +40,36 @@ def line_for(*overrides):
     assert line
     assert "\n" not in line
     return line
+
+
+FOREIGN = ForeignTeacher("resnet8", "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("text", "teacher"),
+    [
+        ("{}", ForeignTeacher()),
+        ("{teacher: null}", None),
+        ("{teacher: runs/a}", "runs/a"),
+        ("{teacher: {backbone: resnet8, checkpoint: w.pth}}", FOREIGN),
+    ],
+)
+def test_a_teacher_in_a_file(text, teacher, tmp_path):
+    (tmp_path / "experiment").mkdir()
+    lines = f"# @package _global_\ndistill: {text}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(lines)
+    search = f"hydra.searchpath=[file://{tmp_path}]"
+    assert parsed(search, "experiment=mine").distill.teacher == teacher
+    assert parsed(search, "experiment=mine", "distill.teacher=b").distill.teacher == "b"
+
+
+def test_a_teacher_on_the_command_line():
+    given = "distill.teacher.backbone=resnet8", "distill.teacher.checkpoint=w.pth"
+    assert parsed(*given).distill.teacher == FOREIGN
+    assert line_for("+distill.teacher.name=x") == (
+        "distill.teacher={'backbone': None, 'checkpoint': None, 'image_size': None, 'mean': None, "
+        "'std': None, 'name': 'x'}: Key 'name' not in 'ForeignTeacher'"
+    )
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda v: v)

@@ -82,6 +82,12 @@ def test_a_run_is_repeated_from_its_result_alone(before, rerun):
     )
 
 
+def test_a_teacher_was_a_path(before, rerun):
+    found = result.read(before)
+    change(before, config=found.config | {"distill": found.config["distill"] | {"teacher": "a"}})
+    assert rerun(before, "--compare")[0] == 0
+
+
 def test_what_is_not_as_it_was_is_said(before, rerun):
     found = result.read(before)
     versions = found.provenance.versions | {"torch": "1.0", "gone": "2"}

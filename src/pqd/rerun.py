@@ -118,7 +118,7 @@ def _config(before: Result, given: Sequence[str]) -> Config:
             raise UserError(f"{text} would make it another run; give that to train.py")
     recorded = {k: v for k, v in before.config.items() if k not in ("stop_below", "dry_run")}
     try:
-        base = OmegaConf.structured(schema.schema())
+        base = schema.defaults()
         OmegaConf.set_struct(base, False)
         cfg = OmegaConf.merge(base, recorded, OmegaConf.from_dotlist(list(given)))
         # The cache would hand over what is to be repeated.

@@ -4,7 +4,8 @@ The schema is registered at the root, not in a group: a schema registered in gro
 be swept by `order=glob(*)`.
 """
 
-from dataclasses import field, make_dataclass
+from dataclasses import field, fields, make_dataclass
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -22,9 +23,25 @@ def schema() -> type[Config]:
     return make_dataclass("Config", added, bases=(Config,))
 
 
+def defaults() -> DictConfig:
+    """Returns the configuration of defaults, to be merged with what is given.
+
+    What may be of several types, such as a teacher, is no structure in it: OmegaConf merges
+    nothing but another structure with one.
+    """
+    cfg = OmegaConf.structured(schema())
+    for stage in STAGES.values():
+        settings = cfg[stage.name]
+        for of in fields(stage.settings_class()):
+            value = settings[of.name]
+            if of.type in (Any, "Any") and OmegaConf.is_dict(value):
+                settings[of.name] = OmegaConf.to_container(value)
+    return cfg
+
+
 def register() -> None:
     """Registers the schema under the name `schema`, the first entry of `conf/config.yaml`."""
-    ConfigStore.instance().store(name="schema", node=schema())
+    ConfigStore.instance().store(name="schema", node=defaults())
 
 
 def parse(cfg: DictConfig) -> Config:

@@ -36,6 +36,11 @@ class DistillSettings(StageSettings):
     teachers: list[Any] = option([])  # several instead, whose logits are averaged
     cache_logits: bool = False  # run the teacher once per image; without augmentation only
 
+    def __post_init__(self) -> None:
+        """Reads what is no path."""
+        if isinstance(self.teacher, dict):
+            self.teacher = teachers.foreign(teachers.KEY, self.teacher)
+
 
 @STAGES.register
 class Distill(Stage):

@@ -119,19 +119,32 @@ def _spec(key: str, given: Any) -> Spec:
     if isinstance(given, str) and given:
         return given
     if isinstance(given, dict):
-        try:
-            given = OmegaConf.to_object(
-                OmegaConf.merge(OmegaConf.structured(ForeignTeacher), given)
-            )
-        except OmegaConfBaseException as error:
-            raise UserError(f"{key}={given}: {str(error).splitlines()[0]}") from None
-        options.check(given, f"{key}.")
+        given = foreign(key, given)
     if not isinstance(given, ForeignTeacher) or not (given.backbone and given.checkpoint):
         raise UserError(
             f"{key} must be a folder saved by pqd, or have both a backbone (of timm, or pqd's own) "
             "and a checkpoint of it"
         )
     return given
+
+
+def foreign(key: str, given: dict[str, Any]) -> ForeignTeacher:
+    """Reads the fields of a `ForeignTeacher`.
+
+    Args:
+        key: the setting, for messages.
+        given: its value.
+
+    Raises:
+        UserError: there is no such field, or a value is not accepted.
+    """
+    try:
+        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ForeignTeacher), given))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{key}={given}: {str(error).splitlines()[0]}") from None
+    assert isinstance(found, ForeignTeacher)
+    options.check(found, f"{key}.")
+    return found
 
 
 def content(given: Any, digest: Callable[[str, Path], str] | None) -> Any:
