@@ -3,6 +3,7 @@
     python benchmarks/channels.py                       # resnet18, a quarter of the MACs; minutes
     python benchmarks/channels.py --macs 0.5 --round-to 16
     python benchmarks/channels.py --sweep --network RUN # which round_to? 1, 4, 8, 16 and 32
+    python benchmarks/channels.py --speedup 3           # is it met when measured again?
 
 The dense network and the one with fewer channels are quantized alike and measured interleaved, on
 one thread, batch 1; then both are trained in turns, all three of weights, ranges and batch norms.
@@ -10,6 +11,9 @@ one thread, batch 1; then both are trained in turns, all three of weights, range
 A sweep compares multiples that channels are kept in, at the same budget: what coarse ones gain in
 latency, they lose in importance, the mean over channel groups of the share that the best channels
 hold. Only of a trained network does that mean much.
+
+A speed-up is asked for several times: each time a shape is found as `prune.speedup` finds it, with
+a table of its own, and then measured again beside the dense network, as `pqd bench` measures.
 """
 
 import argparse
@@ -38,8 +42,9 @@ from pqd.graph.channels import channels
 from pqd.measure import latency
 from pqd.networks import load_network
 from pqd.pruning.channels import narrowed
-from pqd.pruning.cost import Shapes, allocate, levels
+from pqd.pruning.cost import Shapes, Units, allocate, levels
 from pqd.pruning.importance import magnitude
+from pqd.pruning.latency import TOLERANCE, Target, fit, table
 from pqd.stages.quantize import calibrate
 from pqd.training import make_optimizer, make_train_step
 
@@ -73,9 +78,10 @@ def quantized(models: dict[str, fx.GraphModule]) -> dict[str, fx.GraphModule]:
     return models
 
 
-def measured(models: dict[str, fx.GraphModule], min_seconds: float) -> list[dict[str, Any]]:
-    """Measures INT8 networks interleaved in every runtime; see `pqd.measure.latency`."""
-    settings = RuntimeConfig(list(BARS), [1], [1], min_seconds=min_seconds)
+def measured(models: dict[str, fx.GraphModule], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measures INT8 networks interleaved in the runtimes; see `pqd.measure.latency`."""
+    names = [args.runtime] if args.speedup else list(BARS)
+    settings = RuntimeConfig(names, [1], [1], min_seconds=args.min_seconds)
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder, f"{name}.onnx") for name in models}
         for name, path in files.items():
@@ -89,7 +95,7 @@ def sweep(dense: fx.GraphModule, args: argparse.Namespace) -> Table:
     for round_to in MULTIPLES:
         model, macs, importance = pruned(dense, args.macs, round_to)
         models[str(round_to)], shares[str(round_to)] = model, (macs, importance)
-    rows = measured(quantized(models), args.min_seconds)
+    rows = measured(quantized(models), args)
     here = [name for name in BARS if any(row["runtime"] == name for row in rows)]
     found = Table("round_to", "MACs", "importance", *(f"{name}, ms" for name in here))
     found.caption = "in brackets the 95 % interval of the speed over dense; † noisy"
@@ -102,6 +108,47 @@ def sweep(dense: fx.GraphModule, args: argparse.Namespace) -> Table:
             cells.append(f"{row['p50_ms']:.3f}{noisy} ({low:.2f} to {high:.2f})")
         found.add_row(name, f"{macs:.3f}", f"{importance:.3f}", *cells)
     return found
+
+
+def asked(dense: fx.GraphModule, args: argparse.Namespace) -> Table:
+    """Returns how fast shapes are that were found for a speed-up, when measured again."""
+    found = channels(dense, IMAGE)
+    shapes = Shapes(dense, found)
+    values = [value.double().numpy() for value in magnitude(dense, found.groups)]
+    allowed = [levels(g.units, g.width, args.round_to, args.round_to) for g in found.groups]
+    target = Target(RuntimeConfig([args.runtime], [1], [1], min_seconds=args.min_seconds))
+
+    def find() -> tuple[Units, tuple[float, float]]:
+        cost = table(target, found, shapes, args.round_to)
+        return fit(
+            target,
+            {"speedup": args.speedup},
+            dense,
+            lambda network, units: narrowed(network, found.groups, units),
+            lambda most: allocate(values, allowed, cost, most),
+            cost,
+            IMAGE,
+        )
+
+    rows = Table("", "MACs", "when found", "measured again", "95 %")
+    met = 0
+    for repetition in range(args.repetitions):
+        units, (before, after) = find()
+        small = copy.deepcopy(dense)
+        attach(small, narrowed(small, found.groups, units))
+        again = measured(quantized({"dense": copy.deepcopy(dense), "pruned": small}), args)
+        (row,) = (r for r in again if (r["model"], r["runtime"]) == ("pruned", args.runtime))
+        met += abs(row["speedup"] / args.speedup - 1) <= TOLERANCE
+        low, high = row["speedup_interval"]
+        rows.add_row(
+            str(repetition + 1),
+            f"{shapes.macs(units) / shapes.macs(shapes.dense):.3f}",
+            f"{before / after:.2f}",
+            f"{row['speedup']:.2f}{' †' if row['noisy'] else ''}",
+            f"{low:.2f} to {high:.2f}",
+        )
+    rows.caption = f"{met} of {args.repetitions} within {TOLERANCE:.0%} of {args.speedup:g}"
+    return rows
 
 
 def images_per_s(models: dict[str, fx.GraphModule], args: argparse.Namespace) -> dict[str, float]:
@@ -137,6 +184,9 @@ def main() -> None:
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--network", type=Path, help="a run's folder, or its model.safetensors")
     parser.add_argument("--sweep", action="store_true", help="compare values of round_to")
+    parser.add_argument("--speedup", type=float, help="ask for a speed-up, repeatedly")
+    parser.add_argument("--repetitions", type=int, default=10, help="of --speedup")
+    parser.add_argument("--runtime", choices=BARS, default="onnxruntime", help="of --speedup")
     parser.add_argument("--macs", type=float, default=0.25, help="share of the dense network's")
     parser.add_argument("--round-to", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=128, help="of training")
@@ -153,11 +203,14 @@ def main() -> None:
     if args.sweep:
         console.print(sweep(dense, args))
         return
+    if args.speedup:
+        console.print(asked(dense, args))
+        return
     small, share, _ = pruned(dense, args.macs, args.round_to)
     models = quantized({"dense": dense, "pruned": small})
     console.print(f"{args.network or args.backbone}: {share:.3f} of the MACs")
     table = Table("", "dense", "pruned", "ratio", "95 %", "bar at 0.25")
-    rows = measured(models, args.min_seconds)
+    rows = measured(models, args)
     for runtime, bar in BARS.items():
         ms = {row["model"]: row for row in rows if row["runtime"] == runtime}
         if not ms:
