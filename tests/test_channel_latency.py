@@ -223,6 +223,7 @@ class TestTable:
             return float(np.prod(dims) * np.prod(read[2:]))
 
         monkeypatch.setattr(Target, "layer_ms", layer_ms)
+        monkeypatch.setattr(latency, "_LAYERS", {})
         found = channels(model, (3, 8, 8))
         shapes = Shapes(model, found)
         cost = table(Target(RuntimeConfig(["onnxruntime"], [1], [1])), found, shapes, 1)
@@ -239,3 +240,9 @@ class TestTable:
         for units in (shapes.dense, shapes.dense * 3 // 4, np.full_like(shapes.dense, 9)):
             assert cost(units) == pytest.approx(expected(units))  # bilinear: exact here
         assert len(files) <= 25 * len(found.read)
+        measured = len(files)
+        target = Target(RuntimeConfig(["onnxruntime"], [1], [1]))
+        assert table(target, found, shapes, 1)(shapes.dense) == cost(shapes.dense)
+        assert len(files) == measured  # another stage of the process needs none
+        table(Target(RuntimeConfig(["onnxruntime"], [2], [1])), found, shapes, 1)
+        assert len(files) == 2 * measured

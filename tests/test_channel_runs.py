@@ -21,6 +21,7 @@ from pqd.config import BackboneConfig, CacheConfig, DatasetConfig, RuntimeConfig
 from pqd.constraints import describe
 from pqd.measure import macs
 from pqd.networks import load_network
+from pqd.pruning import latency
 from pqd.pruning.latency import Target
 
 ROOT = Path(__file__).parents[1]
@@ -232,6 +233,7 @@ class Clock:
         self.overhead, self.asked = overhead, 0
         monkeypatch.setattr(Target, "times", self.times)
         monkeypatch.setattr(Target, "layer_ms", self.layer_ms)
+        monkeypatch.setattr(latency, "_LAYERS", {})
 
     def layer_ms(self, path, read):
         return 1e-6 * path.stat().st_size * np.prod(read[2:])

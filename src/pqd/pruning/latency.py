@@ -42,6 +42,7 @@ TOLERANCE = 0.05  # how far the measurement may be from what is asked for
 _CLOSE = 0.02  # no further correction; leaves room for the next measurement's noise
 _ATTEMPTS = 12
 _SHARES = (1, 0.75, 0.5, 0.25, 0.125)  # of rows and columns, in the table
+_LAYERS: dict[Any, Callable[[int, int], float]] = {}  # that this process measured, for other stages
 
 
 class Target:
@@ -66,6 +67,7 @@ class Target:
         self.config, self.scheme = config, scheme
         self.threads = thread_counts(config.threads[:1])[0]
         self.batch_size = config.batch_sizes[0]
+        self.place = self.runtime.name, self.threads, self.batch_size
 
     def times(self, models: Mapping[str, Path], image: tuple[int, int, int]) -> dict[str, Blocks]:
         """Measures files interleaved, on images (C, H, W)."""
@@ -85,9 +87,9 @@ def table(target: Target, channels: Channels, shapes: Shapes, round_to: int) -> 
     """Measures the layers of a network at several widths.
 
     Returns:
-        The sum over all layers of their ms, interpolated between the widths measured.
+        The sum over all layers of their ms, interpolated between the widths measured. A process
+        measures a kind of layer once: its time does not depend on the weights.
     """
-    tables: dict[Any, Callable[[int, int], float]] = {}
     rows, columns = shapes.size("out", shapes.dense), shapes.size("in", shapes.dense)
     least = np.ones_like(shapes.dense)
     narrow = shapes.size("out", least) < rows, shapes.size("in", least) < columns
@@ -97,14 +99,15 @@ def table(target: Target, channels: Channels, shapes: Shapes, round_to: int) -> 
         for i, layer in enumerate(shapes.layers):
             if isinstance(layer.module, nn.BatchNorm2d):
                 continue
-            key = _kind(layer.module), channels.read[layer.name], int(rows[i])
-            if key not in tables:
-                widths = [
-                    _widths(int(size[i]), round_to) if can[i] else [int(size[i])]
-                    for size, can in zip((rows, columns), narrow, strict=True)
-                ]
-                tables[key] = _interpolated(target, layer, channels.read[layer.name], widths)
-            used.append((i, tables[key]))
+            read = channels.read[layer.name]
+            widths = [
+                _widths(int(size[i]), round_to) if can[i] else [int(size[i])]
+                for size, can in zip((rows, columns), narrow, strict=True)
+            ]
+            key = target.place, _kind(layer.module), read, *map(tuple, widths)
+            if key not in _LAYERS:
+                _LAYERS[key] = _interpolated(target, layer, read, widths)
+            used.append((i, _LAYERS[key]))
 
     def cost(units: Units) -> float:
         out, read = shapes.size("out", units), shapes.size("in", units)
@@ -167,6 +170,8 @@ def fit(
                 fast_enough = budget
             # Time jumps where weights fit a cache and where channels fill a vector: so halve.
             between = fast_enough > 0 and too_slow < np.inf
+            if between and too_slow <= (1 + _CLOSE) * fast_enough:
+                break  # what is left between is noise
             budget = np.sqrt(fast_enough * too_slow) if between else budget / slow
     slow, units, ms = min(found.values(), key=lambda each: _rank(each[0], cost(each[1])))
     if slow > 1 + TOLERANCE:
