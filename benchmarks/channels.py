@@ -12,8 +12,8 @@ A sweep compares multiples that channels are kept in, at the same budget: what c
 latency, they lose in importance, the mean over channel groups of the share that the best channels
 hold. Only of a trained network does that mean much.
 
-A speed-up is asked for several times: each time a shape is found as `prune.speedup` finds it, with
-a table of its own, and then measured again beside the dense network, as `pqd bench` measures.
+A speed-up is asked for several times: each time a shape is found as `prune.speedup` finds it, and
+then measured again beside the dense network, as `pqd bench` measures.
 """
 
 import argparse
@@ -110,8 +110,8 @@ def sweep(dense: fx.GraphModule, args: argparse.Namespace) -> Table:
     return found
 
 
-def asked(dense: fx.GraphModule, args: argparse.Namespace) -> Table:
-    """Returns how fast shapes are that were found for a speed-up, when measured again."""
+def ask(dense: fx.GraphModule, args: argparse.Namespace) -> None:
+    """Prints how fast shapes are that were found for a speed-up, when measured again."""
     found = channels(dense, IMAGE)
     shapes = Shapes(dense, found)
     values = [value.double().numpy() for value in magnitude(dense, found.groups)]
@@ -130,7 +130,6 @@ def asked(dense: fx.GraphModule, args: argparse.Namespace) -> Table:
             IMAGE,
         )
 
-    rows = Table("", "MACs", "when found", "measured again", "95 %")
     met = 0
     for repetition in range(args.repetitions):
         units, (before, after) = find()
@@ -140,15 +139,14 @@ def asked(dense: fx.GraphModule, args: argparse.Namespace) -> Table:
         (row,) = (r for r in again if (r["model"], r["runtime"]) == ("pruned", args.runtime))
         met += abs(row["speedup"] / args.speedup - 1) <= TOLERANCE
         low, high = row["speedup_interval"]
-        rows.add_row(
-            str(repetition + 1),
-            f"{shapes.macs(units) / shapes.macs(shapes.dense):.3f}",
-            f"{before / after:.2f}",
-            f"{row['speedup']:.2f}{' †' if row['noisy'] else ''}",
-            f"{low:.2f} to {high:.2f}",
+        share = shapes.macs(units) / shapes.macs(shapes.dense)
+        noisy = " †" if row["noisy"] else ""
+        print(
+            f"{repetition + 1}: {share:.3f} of the MACs, {before / after:.2f} times as fast when "
+            f"found, measured again {row['speedup']:.2f}{noisy} ({low:.2f} to {high:.2f})",
+            flush=True,
         )
-    rows.caption = f"{met} of {args.repetitions} within {TOLERANCE:.0%} of {args.speedup:g}"
-    return rows
+    print(f"{met} of {args.repetitions} within {TOLERANCE:.0%} of {args.speedup:g}")
 
 
 def images_per_s(models: dict[str, fx.GraphModule], args: argparse.Namespace) -> dict[str, float]:
@@ -204,7 +202,7 @@ def main() -> None:
         console.print(sweep(dense, args))
         return
     if args.speedup:
-        console.print(asked(dense, args))
+        ask(dense, args)
         return
     small, share, _ = pruned(dense, args.macs, args.round_to)
     models = quantized({"dense": dense, "pruned": small})
