@@ -198,11 +198,6 @@ def test_what_sweepers_that_optimize_get(tmp_path, monkeypatch, failing, objecti
     assert launch._job_failed == failing
 
 
-def test_sigterm_is_not_called_ctrl_c():
-    with pytest.raises(KeyboardInterrupt, match="stopped by SIGTERM"):
-        launch._stop()
-
-
 @pytest.mark.slow
 def test_one_sweep_in_a_folder_of_its_own_with_an_ascii_terminal(tmp_path):
     """Jobs that change their folder share one cache; the end of the sweep can be printed."""

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pqd import checkpoints
+from pqd import checkpoints, interrupts
 from pqd.config import TrainConfig
 from pqd.data import Batch
 from pqd.devices import (
@@ -118,6 +118,7 @@ def fit(
         sums: Tensor | float = 0.0
         seen, rate = 0, lr
         for step, batch in enumerate(batches.epoch(epoch_seed), epoch * len(batches)):
+            interrupts.check()
             before_step(step)
             rate = learning_rate(step, steps, lr, settings.warmup)
             for group in optimizer.param_groups:

@@ -4,15 +4,13 @@ import errno
 import io
 import logging
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, MissingConfigException
@@ -20,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pqd import keys, result, schema
+from pqd import interrupts, keys, result, schema
 from pqd.errors import UserError, choices, one_line
 from pqd.result import Result
 from pqd.sweep import finish
@@ -38,7 +36,7 @@ _job_failed = False
 def launch(main: Callable[[], Any]) -> None:
     """Runs Hydra's main, ends a sweep with its report, and exits; 0 only if all went well."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors arrive here rather than printed by Hydra
-    signal.signal(signal.SIGTERM, _stop)
+    interrupts.listen()
     _bear_bad_output()
     code = 1
     try:
@@ -144,11 +142,6 @@ def _is_foreign(error: BaseException) -> bool:
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][1:]  # without `launch`
     modules = {str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames}
     return modules.isdisjoint({"pqd", "hydra_plugins"})
-
-
-def _stop(*_: int | FrameType | None) -> NoReturn:
-    """Takes SIGTERM as Ctrl-C, or else joblib's workers would train on without us."""
-    raise KeyboardInterrupt("stopped by SIGTERM")
 
 
 def _bear_bad_output() -> None:
