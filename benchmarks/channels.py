@@ -38,7 +38,7 @@ from pqd.constraints.quantization import FakeQuantization
 from pqd.data import Batch
 from pqd.devices import resolve_device, resolve_precision
 from pqd.export.onnx_file import write_onnx
-from pqd.graph.channels import channels
+from pqd.graph.channels import Channels, channels
 from pqd.measure import latency
 from pqd.networks import load_network
 from pqd.pruning.channels import narrowed
@@ -55,15 +55,22 @@ BARS = {"openvino": 0.45, "onnxruntime": 0.32}  # of the dense network's time, a
 MULTIPLES = 1, 4, 8, 16, 32
 
 
+def prunable(
+    model: fx.GraphModule, round_to: int
+) -> tuple[Channels, Shapes, list[Any], list[list[int]]]:
+    """Returns the channel groups, their costs, importances and the numbers they may keep."""
+    found = channels(model, IMAGE)
+    values = [value.double().numpy() for value in magnitude(model, found.groups)]
+    allowed = [levels(group.units, group.width, round_to, round_to) for group in found.groups]
+    return found, Shapes(model, found), values, allowed
+
+
 def pruned(
     dense: fx.GraphModule, macs: float, round_to: int
 ) -> tuple[fx.GraphModule, float, float]:
     """Returns the network with fewer channels, and its shares of MACs and importance."""
     model = copy.deepcopy(dense)
-    found = channels(model, IMAGE)
-    shapes = Shapes(model, found)
-    values = [value.double().numpy() for value in magnitude(model, found.groups)]
-    allowed = [levels(group.units, group.width, round_to, round_to) for group in found.groups]
+    found, shapes, values, allowed = prunable(model, round_to)
     units = allocate(values, allowed, shapes.macs, macs * shapes.macs(shapes.dense))
     attach(model, narrowed(model, found.groups, units))
     best = zip(values, units, strict=True)
@@ -112,10 +119,7 @@ def sweep(dense: fx.GraphModule, args: argparse.Namespace) -> Table:
 
 def ask(dense: fx.GraphModule, args: argparse.Namespace) -> None:
     """Prints how fast shapes are that were found for a speed-up, when measured again."""
-    found = channels(dense, IMAGE)
-    shapes = Shapes(dense, found)
-    values = [value.double().numpy() for value in magnitude(dense, found.groups)]
-    allowed = [levels(g.units, g.width, args.round_to, args.round_to) for g in found.groups]
+    found, shapes, values, allowed = prunable(dense, args.round_to)
     target = Target(RuntimeConfig([args.runtime], [1], [1], min_seconds=args.min_seconds))
 
     def find() -> tuple[Units, tuple[float, float]]:

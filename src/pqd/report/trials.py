@@ -8,7 +8,7 @@ from pqd.report import words
 from pqd.report.cases import Case, cases
 from pqd.report.frontier import Frontier, frontiers
 from pqd.report.load import Run
-from pqd.report.summary import Condition, Row, rows
+from pqd.report.summary import Axes, Condition, Row, rows
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _undominated(runs: list[Run], objectives: list[str]) -> set[int]:
     }
 
 
-def _marked(frontier: Frontier, chosen: set[tuple[str, tuple[tuple[str, float], ...]]]) -> Frontier:
+def _marked(frontier: Frontier, chosen: set[tuple[str, Axes]]) -> Frontier:
     """Marks what was chosen, whatever its test accuracy, and joins nothing."""
     points = [replace(p, dominated=(p.order, p.axes) not in chosen) for p in frontier.points]
     return replace(frontier, points=points, volumes={}, joined=False)
