@@ -1,6 +1,7 @@
 """A signal that arrives where Python swallows exceptions still ends the run."""
 
 import signal
+import sys
 
 import pytest
 import torch
@@ -37,12 +38,12 @@ class Doomed:
         signal.raise_signal(self.sent)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     ("sent", "reason"), [(signal.SIGTERM, ["stopped by SIGTERM"]), (signal.SIGINT, [])]
 )
-def test_the_next_step_is_not_taken(sent, reason):
+def test_the_next_step_is_not_taken(sent, reason, monkeypatch, capsys):
     kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # pytest's, put back at the end
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell's jobs may ignore
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
     steps = []
@@ -71,3 +72,15 @@ def test_the_next_step_is_not_taken(sent, reason):
         interrupts._received.clear()
     assert list(caught.value.args) == reason
     assert steps == [0]
+    assert capsys.readouterr().err == ""
+
+
+def test_what_else_is_swallowed_is_printed(monkeypatch, capsys):
+    class Broken:
+        def __del__(self):
+            raise ValueError("in a destructor")
+
+    monkeypatch.setattr(interrupts, "_received", [signal.SIGINT])
+    monkeypatch.setattr(sys, "unraisablehook", interrupts._unraisable)
+    Broken()
+    assert "ValueError: in a destructor" in capsys.readouterr().err
