@@ -147,6 +147,17 @@ class TestVerdict:
         with pytest.raises(UserError, match=message):
             stage.before_step(model, 0)
 
+    def test_a_table_that_finds_the_first_cut_too_cheap_is_corrected(
+        self, model, machine, monkeypatch
+    ):
+        def layer_table(target, found, shapes, round_to):
+            whole = shapes.macs(shapes.dense)
+            return lambda units: (1 if shapes.macs(units) == whole else 0.1) * shapes.macs(units)
+
+        monkeypatch.setattr("pqd.pruning.channels.table", layer_table)
+        measured = shape(prune(speedup=1.5), model)["measured"]
+        assert measured["dense_ms"] / measured["pruned_ms"] == pytest.approx(1.5, rel=0.05)
+
     def test_where_time_jumps_the_faster_side_is_taken(self, model, machine, monkeypatch, caplog):
         def jump(ms):
             return 1.0 if ms > 0.5 else 0.2

@@ -151,21 +151,23 @@ def fit(
         fast_enough, too_slow = 0.0, np.inf  # budgets known to be
         for _ in range(_ATTEMPTS):
             units = choose(budget)
-            if tuple(units) in found:
-                break
-            if tuple(units) == tuple(every):  # as fast as itself, whatever is measured
-                times = target.times({"dense": files["dense"]}, image)
-                times["pruned"] = times["dense"]
-            else:
-                _write(dense, narrowed(dense, units), files["pruned"], image, target.scheme)
-                times = target.times(files, image)
-            slow, ms = _verdict(times, wanted)
-            found[tuple(units)] = slow, units, ms
-            log.info("prune: a shape takes %.3f ms, the dense network %.3f ms", ms[1], ms[0])
+            if tuple(units) not in found:
+                if tuple(units) == tuple(every):  # as fast as itself, whatever is measured
+                    times = target.times({"dense": files["dense"]}, image)
+                    times["pruned"] = times["dense"]
+                else:
+                    _write(dense, narrowed(dense, units), files["pruned"], image, target.scheme)
+                    times = target.times(files, image)
+                slow, ms = _verdict(times, wanted)
+                found[tuple(units)] = slow, units, ms
+                log.info("prune: a shape takes %.3f ms, the dense network %.3f ms", ms[1], ms[0])
+            elif found[tuple(units)][0] > 1:
+                break  # there is none smaller
+            slow = found[tuple(units)][0]
             if abs(slow - 1) <= _CLOSE:
                 break
-            if slow > 1:
-                too_slow = budget
+            if slow > 1:  # and so is all that the table finds dearer, however cheap it finds this
+                too_slow = budget = min(budget, cost(units))
             else:
                 fast_enough = budget
             # Time jumps where weights fit a cache and where channels fill a vector: so halve.
