@@ -19,6 +19,7 @@ then measured again beside the dense network, as `pqd bench` measures.
 import argparse
 import copy
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -37,6 +38,7 @@ from pqd.constraints import attach
 from pqd.constraints.quantization import FakeQuantization
 from pqd.data import Batch
 from pqd.devices import resolve_device, resolve_precision
+from pqd.errors import UserError
 from pqd.export.onnx_file import write_onnx
 from pqd.graph.channels import Channels, channels
 from pqd.measure import latency
@@ -234,4 +236,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"channels.py: {error}")
