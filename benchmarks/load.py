@@ -1,12 +1,12 @@
 """What a busy machine costs training, by how long OpenMP's threads spin before they sleep.
 
-python benchmarks/load.py [--spins 300000 10000 4000 1000] [--rounds 5] [--epochs 6]
+python benchmarks/load.py [--spins 300000 1000 adapted] [--rounds 5] [--epochs 6]
 
 Trains ResNet-8 with `fit` on random images, batches of 128, in processes of their own: alone,
-beside a process that keeps one core busy, and beside another such training. Spin counts are
-interleaved, each round in another order. Prints the median ms per step, the speed relative to the
-first count undisturbed (of itself libgomp spins 300000 times), and that relative to the same count
-undisturbed. Run it on a machine that does nothing else.
+beside a process that keeps one core busy, and beside another such training. `adapted` is what pqd
+does (`pqd.spinning`). Spin counts are interleaved, each round in another order. Prints the median
+ms per step, the speed relative to the first count undisturbed (of itself libgomp spins 300000
+times), and that relative to the same count undisturbed. Run it on an idle machine.
 """
 
 import argparse
@@ -19,7 +19,8 @@ from collections import defaultdict
 from contextlib import ExitStack
 from types import SimpleNamespace
 
-USUAL = 300_000  # spins of libgomp
+USUAL = "300000"  # spins of libgomp
+ADAPTED = "adapted"
 BUSY = [sys.executable, "-c", "while True: pass"]
 BATCH_SIZE, STEPS = 128, 10  # an epoch's
 
@@ -56,11 +57,12 @@ def command(epochs: int) -> list[str]:
     return [sys.executable, __file__, "--epochs", str(epochs), "--train"]
 
 
-def speed(spins: int, beside: str, epochs: int) -> float:
+def speed(spins: str, beside: str, epochs: int) -> float:
     """Images per second, the median over epochs, beside something else."""
     unset = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
     env = {key: value for key, value in os.environ.items() if key not in unset}
-    env |= {"GOMP_SPINCOUNT": str(spins)}
+    if spins != ADAPTED:
+        env |= {"GOMP_SPINCOUNT": spins}
     with ExitStack() as running:
         if beside != "alone":
             other = BUSY if beside == "one core busy" else command(10_000)
@@ -77,7 +79,7 @@ def speed(spins: int, beside: str, epochs: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--spins", type=int, nargs="+", default=[USUAL, 10_000, 4000, 1000])
+    parser.add_argument("--spins", nargs="+", default=[USUAL, "1000", ADAPTED])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--train", action="store_true", help=argparse.SUPPRESS)
@@ -85,7 +87,7 @@ def main() -> None:
     if args.train:
         return train(args.epochs)
     places = ("alone", "one core busy", "another training")
-    found: dict[tuple[int, str], list[float]] = defaultdict(list)
+    found: dict[tuple[str, str], list[float]] = defaultdict(list)
     for _ in range(args.rounds):
         for spins, beside in random.sample(
             [(s, p) for s in args.spins for p in places], len(args.spins) * len(places)
@@ -97,7 +99,7 @@ def main() -> None:
             now = medians[spins, beside]
             usual = medians[args.spins[0], "alone"]
             print(
-                f"{beside:<17} {spins:>7} spins: {1000 * BATCH_SIZE / now:6.1f} ms per step, "
+                f"{beside:<17} {spins:>7}: {1000 * BATCH_SIZE / now:6.1f} ms per step, "
                 f"{now / usual:.2f} of {args.spins[0]} spins alone, "
                 f"{now / medians[spins, 'alone']:.2f} of the same alone"
             )

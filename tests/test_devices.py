@@ -1,8 +1,5 @@
 """Which device, precision and compilation a setting stands for on a machine."""
 
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -58,44 +55,3 @@ def test_channels_last_of_a_network_with_a_tensor_of_five_dimensions():
     devices.channels_last(network)
     assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert network.five.is_contiguous()
-
-
-WAITING = """
-import os, sys, time
-import pqd, torch
-torch.set_num_threads(2)
-x = torch.ones(2**20)
-spent = []
-for _ in range(20):
-    x + x
-    start = time.process_time()
-    time.sleep(0.03)
-    spent.append(time.process_time() - start)
-print(os.environ.get("GOMP_SPINCOUNT"), sorted(spent)[10] * 1000)
-"""
-
-
-def waiting(**environment: str) -> tuple[str, float]:
-    """The spin count in force, and ms of computing by threads that have nothing to do."""
-    usual = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
-    done = subprocess.run(
-        [sys.executable, "-c", WAITING],
-        env=usual | environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    count, spent = done.stdout.split()
-    return count, float(spent)
-
-
-@pytest.mark.skipif("openmp" not in torch.__config__.parallel_info().lower(), reason="no OpenMP")
-def test_threads_do_not_spin_for_long():
-    count, spent = waiting()
-    assert count == "1000"
-    assert spent < 1  # of itself GNU's library spins for 7
-
-
-def test_how_threads_wait_can_be_chosen():
-    assert waiting(GOMP_SPINCOUNT="20")[0] == "20"
-    assert waiting(OMP_WAIT_POLICY="active")[0] == "None"

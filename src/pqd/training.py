@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pqd import checkpoints, interrupts
+from pqd import checkpoints, interrupts, spinning
 from pqd.config import TrainConfig
 from pqd.data import Batch
 from pqd.devices import (
@@ -43,6 +43,7 @@ def _nothing(_: object) -> None:
     pass
 
 
+@spinning.adapted()
 def fit(
     model: nn.Module,
     batches: Batches,

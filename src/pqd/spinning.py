@@ -1,0 +1,92 @@
+"""How long threads of a training wait awake for one another: long, unless others need the cores.
+
+They wait some hundred times in a step. GNU's OpenMP, which PyTorch's wheels for Linux hold, spins
+for 300,000 turns (7 ms) before a thread sleeps, which is best on an idle machine. Beside other work
+those turns are spent waiting for a thread that has lost its core. A process with more OpenMP
+threads than cores spins for 1,000 turns (25 us) instead: so where others need the cores, an idle
+thread holds a team of its own, which is that many more. No result depends on it. Measured by
+`benchmarks/load.py`.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+_STAT = Path("/proc/stat")
+_INTERVAL_S = 0.5
+_OTHERS = 0.25  # cores' worth of other work that is none
+
+
+@contextmanager
+def adapted() -> Iterator[None]:
+    """Looks twice a second at what else runs, and has threads sleep sooner where that is needed.
+
+    Does nothing where there is nothing to decide: one thread, no Linux, or an environment that
+    says how to wait (OMP_WAIT_POLICY, GOMP_SPINCOUNT).
+    """
+    said = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys()
+    if said or torch.get_num_threads() == 1 or not _STAT.exists():
+        yield
+        return
+    done = threading.Event()
+    watch = threading.Thread(target=_watch, args=(done, torch.get_num_threads()), daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watch.join()
+
+
+def crowded(others: float, threads: int, cores: int) -> bool:
+    """Says whether threads lose their cores to others.
+
+    Args:
+        others: cores' worth of work of other processes.
+        threads: of this one.
+        cores: that it may use.
+    """
+    return others + threads > cores + _OTHERS
+
+
+def _watch(done: threading.Event, threads: int) -> None:
+    cores = os.sched_getaffinity(0)
+    before = _busy_s(cores)
+    team: threading.Event | None = None
+    while not done.wait(_INTERVAL_S):
+        now = _busy_s(cores)
+        others = (now[0] - before[0]) / (now[1] - before[1])
+        before = now
+        if crowded(others, threads, len(cores)) == (team is not None):
+            continue
+        if team is None:
+            team = threading.Event()
+            threading.Thread(target=_hold, args=(team,), daemon=True).start()
+        else:
+            team.set()
+            team = None
+    if team is not None:
+        team.set()
+
+
+def _hold(until: threading.Event) -> None:
+    """Makes this thread the master of a team, which lives as long as it does."""
+    torch.ones(1 << 20).sqrt()  # large enough for all threads
+    until.wait()
+
+
+def _busy_s(cores: set[int]) -> tuple[float, float]:
+    """Returns the seconds that others have used these cores, and that have passed, since a time."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    own = os.times()
+    busy = 0.0
+    for line in _STAT.read_text().splitlines():
+        name, *fields = line.split()
+        if name.startswith("cpu") and name[3:] and int(name[3:]) in cores:
+            user, nice, system, _, _, irq, softirq, steal = map(int, fields[:8])
+            busy += (user + nice + system + irq + softirq + steal) / ticks
+    return busy - own.user - own.system, own.elapsed

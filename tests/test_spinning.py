@@ -1,0 +1,113 @@
+"""How OpenMP's threads wait beside other work."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+from pqd import spinning
+
+
+@pytest.mark.parametrize(
+    ("others", "threads", "cores", "expected"),
+    [(0.1, 2, 2, False), (0.7, 2, 2, True), (0.7, 1, 2, False), (5.0, 2, 8, False)],
+)
+def test_threads_are_crowded_where_others_take_their_cores(others, threads, cores, expected):
+    assert spinning.crowded(others, threads, cores) == expected
+
+
+def teams():
+    """Counts the threads that hold a team."""
+    return sum(thread.name.endswith("(_hold)") for thread in threading.enumerate())
+
+
+def waits_for(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+@pytest.fixture
+def other_work(monkeypatch):
+    """A machine on which other work takes as many cores as the list says."""
+    cores = [0.0]
+    now = [0.0, 0.0]
+
+    def busy(_):
+        now[0] += cores[0]
+        now[1] += 1.0
+        return now[0], now[1]
+
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(spinning, "_busy_s", busy)
+    monkeypatch.setattr(spinning, "_INTERVAL_S", 0.001)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: len(os.sched_getaffinity(0)))
+    return cores
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core has nobody to wait for")
+def test_a_team_is_held_while_others_need_the_cores(other_work):
+    with spinning.adapted():
+        assert teams() == 0
+        other_work[0] = 1.0
+        waits_for(lambda: teams() == 1)
+        other_work[0] = 0.0
+        waits_for(lambda: teams() == 0)
+        other_work[0] = 1.0
+        waits_for(lambda: teams() == 1)
+    waits_for(lambda: teams() == 0)
+
+
+@pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
+def test_the_environment_has_the_last_word(other_work, monkeypatch, name):
+    monkeypatch.setenv(name, "1")
+    before = threading.enumerate()
+    with spinning.adapted():
+        assert threading.enumerate() == before
+
+
+def test_others_are_what_is_not_this_process():
+    cores = os.sched_getaffinity(0)
+    (before, start) = spinning._busy_s(cores)
+    used = time.process_time()
+    while time.process_time() - used < 0.5:
+        pass
+    after, end = spinning._busy_s(cores)
+    # Ticks of 1/100 s on each core; whatever else runs can only add.
+    assert -0.05 < after - before < (end - start) * len(cores) - 0.4
+
+
+WAITING = """
+import os, time
+import torch
+from pqd import spinning
+spinning._INTERVAL_S = 0.01
+clock = iter(range(1_000_000))
+spinning._busy_s = lambda cores: (2.0 * (now := next(clock)), now)  # others take two cores
+torch.set_num_threads(max(2, len(os.sched_getaffinity(0))))
+x = torch.ones(2**20)
+spent = []
+with spinning.adapted():
+    time.sleep(0.5)
+    for _ in range(20):
+        x + x
+        start = time.process_time()
+        time.sleep(0.03)
+        spent.append(time.process_time() - start)
+print(sorted(spent)[10] * 1000)
+"""
+
+
+@pytest.mark.skipif("openmp" not in torch.__config__.parallel_info().lower(), reason="no OpenMP")
+def test_threads_do_not_spin_for_long_where_others_need_the_cores():
+    usual = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    done = subprocess.run(
+        [sys.executable, "-c", WAITING], env=usual, capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout) < 2  # ms of computing with nothing to do; of itself GNU's takes 7
