@@ -1,6 +1,5 @@
 """Which device, precision and compilation a setting stands for on a machine."""
 
-
 import pytest
 import torch
 from torch import nn
