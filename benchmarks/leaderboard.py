@@ -3,9 +3,9 @@
     python benchmarks/leaderboard.py            # results/README.md is up to date afterwards
     python benchmarks/leaderboard.py --check    # fails if it was not
 
-For every network and data set: the points that no other point of the study beats in accuracy and
-package size at once, the most accurate first, and the dense network they come from. Latencies are
-those of the fastest runtime measured on one thread.
+For every network and data set of a study, those with the most accurate point first: the points that
+no other point beats in accuracy and package size at once, the most accurate first, and the dense
+network they come from. Latencies are those of the fastest runtime measured on one thread.
 """
 
 import argparse
@@ -29,35 +29,39 @@ HEAD = "| study | network, data | order | seeds | accuracy, % | 95 % interval | 
 
 def table() -> str:
     """Returns the table in Markdown."""
-    lines = [HEAD, "|---|---|---|---:|---:|---:|---:|---|"]
+    found: list[tuple[float, list[str]]] = []
     for study in sorted(path.parent for path in RESULTS.glob("*/points.csv")):
         report = view(load([study / "runs"]))
         for index, family in enumerate(report.families):
             rows = [row for v in report.cases if v.family == index for row in v.rows]
-            lines += _points(study.name, family.label, family.frontiers, rows, report)
-    return "\n".join(lines) + "\n"
+            points = _best(family.frontiers)
+            lines = [_line(study.name, family.label, point, rows, report) for point in points]
+            found.append((points[0].accuracy.mean, lines))
+    found.sort(key=lambda each: -each[0])
+    lines = [line for _, lines in found for line in lines]
+    return "\n".join([HEAD, "|---|---|---|---:|---:|---:|---:|---|", *lines]) + "\n"
 
 
-def _points(
-    study: str, family: str, frontiers: list[Frontier], rows: list[Row], report: Report
-) -> list[str]:
+def _best(frontiers: list[Frontier]) -> list[Point]:
+    """Returns the points that are not dominated in size, and in the end the dense network."""
     size = next(frontier for frontier in frontiers if frontier.condition is None)
     found = [p for p in size.points if p.order == DENSE or not p.dominated]
-    lines = []
-    for point in sorted(found, key=lambda p: (p.order == DENSE, -p.accuracy.mean)):
-        row = next(r for r in rows if (r.order, r.axes) == (point.order, point.axes))
-        cells = (
-            f"[{study}]({study}/README.md)",
-            family,
-            _order(point),
-            str(point.accuracy.n),
-            words.mean(point.accuracy),
-            words.interval(point.accuracy),
-            words.bytes_(point.cost),
-            _latency(row, report),
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+    return sorted(found, key=lambda p: (p.order == DENSE, -p.accuracy.mean))
+
+
+def _line(study: str, family: str, point: Point, rows: list[Row], report: Report) -> str:
+    row = next(r for r in rows if (r.order, r.axes) == (point.order, point.axes))
+    cells = (
+        f"[{study}]({study}/README.md)",
+        family,
+        _order(point),
+        str(point.accuracy.n),
+        words.mean(point.accuracy),
+        words.interval(point.accuracy),
+        words.bytes_(point.cost),
+        _latency(row, report),
+    )
+    return f"| {' | '.join(cells)} |"
 
 
 def _order(point: Point) -> str:

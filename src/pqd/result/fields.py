@@ -44,7 +44,8 @@ class Provenance(_Checked):
     @property
     def machine(self) -> str:
         """The machine in words."""
-        return f"{self.cpu or 'unknown CPU'}, {self.cores or '?'} cores"
+        cores = "1 core" if self.cores == 1 else f"{self.cores or '?'} cores"
+        return f"{self.cpu or 'unknown CPU'}, {cores}"
 
 
 @dataclass
