@@ -15,7 +15,6 @@ import pytest
 import toys
 from pqd.errors import UserError
 from pqd.report import build, figures, points, style
-from pqd.report.cases import cases, distinct
 from pqd.report.load import load
 from pqd.report.view import view
 from pqd.result import DENSE, Final, Layer, Provenance
@@ -160,55 +159,6 @@ def test_machines_are_joined_and_the_newest_measurement_counts(tmp_path):
     assert table[0]["onnxruntime_t1_b1_dense_p50_ms"] is not None
     assert table[1]["onnxruntime_t1_b1_dense_p50_ms"] is None
     assert any("bench-broken.json" in line for line in load([tmp_path]).problems)
-
-
-# --- grouping
-
-
-def test_swept_keys_make_cases_and_unpruned_orders_join_every_sparsity(tmp_path):
-    write_sweep(tmp_path, order=("pqd", "q"), seed=(0, 1), sparsity=(0.8, 0.9), alpha=(0.5, 0.9))
-    runs, repeats = distinct(load([tmp_path]).runs)
-    assert repeats == 6  # q knows neither sparsity nor alpha: 8 runs are 2
-    found = cases(runs)
-    assert [case.label for case in found] == [
-        f"resnet20 · digits · distill.alpha={alpha} · sparsity {sparsity} %"
-        for alpha in (0.5, 0.9)
-        for sparsity in (80, 90)
-    ]
-    assert [case.orders() for case in found] == [["pqd", "q"]] * 4
-    assert [[run.seed for run in case.of("q")] for case in found] == [[0, 1]] * 4
-
-
-def test_keys_that_follow_the_seed_or_name_a_place_make_no_cases(tmp_path):
-    for seed in range(3):
-        data = result("pqd", seed=seed)
-        data.config["distill"]["teacher"] = f"teachers/{seed}.safetensors"
-        data.config["dataset"]["root"] = f"data{seed % 2}"
-        write(tmp_path, data)
-    (case,) = cases(load([tmp_path]).runs)
-    assert case.variant == {}
-    assert len(case.of("pqd")) == 3
-
-
-def test_different_training_of_different_seeds_is_not_averaged(tmp_path):
-    for seed in range(4):
-        data = result("pqd", seed=seed)
-        data.config["prune"]["epochs"] = 4 if seed < 2 else 8
-        write(tmp_path, data)
-    found = cases(load([tmp_path]).runs)
-    assert [case.variant for case in found] == [
-        {"prune.epochs": "4"},
-        {"prune.epochs": "8"},
-    ]
-
-
-def test_of_repeats_the_newest_counts(tmp_path):
-    write(tmp_path / "old", result("pqd", accuracy=90.0))
-    new = result("pqd", accuracy=91.0)
-    new.provenance.started = "2027-01-01T00:00:00+00:00"
-    write(tmp_path / "new", new)
-    assert [row["accuracy"] for row in points([tmp_path])] == [91.0]
-    assert view(load([tmp_path])).repeats == 1
 
 
 # --- numbers of the report

@@ -4,7 +4,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from pqd.identity import option_at
+from pqd.config import BASELINE
+from pqd.identity import option_at, owner
 from pqd.report.load import Run, by_machine
 
 REFERENCE = "pqd"  # what every order is compared with
@@ -91,7 +92,7 @@ def distinct(runs: Iterable[Run]) -> tuple[list[Run], int]:
     Returns:
         the runs that are left, and the number dropped.
     """
-    runs = list(runs)
+    runs = _by_images(list(runs))
     repeats: dict[tuple[object, ...], list[Run]] = defaultdict(list)
     for run in sorted(runs, key=lambda r: r.started):
         settings = tuple(sorted((run.axes | run.outcome).items()))
@@ -99,6 +100,27 @@ def distinct(runs: Iterable[Run]) -> tuple[list[Run], int]:
         repeats[key].append(run)
     kept = {id(group[-1]): _merged(group) for group in repeats.values()}
     return [kept[id(run)] for run in runs if id(run) in kept], len(runs) - len(kept)
+
+
+def _by_images(runs: list[Run]) -> list[Run]:
+    """Tells runs apart by their images where the settings of a data set do not.
+
+    By `dataset.root`, if that says which is which, and else by the fingerprint.
+    """
+    groups: dict[tuple[object, ...], list[Run]] = defaultdict(list)
+    for run in runs:
+        settings = [(k, v) for k, v in run.outcome.items() if k.startswith("dataset.")]
+        groups[run.dataset, *settings].append(run)
+    named = {}
+    for members in groups.values():
+        found = {(r.final.dataset, r.result.config["dataset"].get("root")) for r in members}
+        prints, roots = ({pair[i] for pair in found} - {None} for i in (0, 1))
+        for run in members if len(prints) > 1 else []:
+            by_root = len(found) == len(prints) == len(roots)
+            root = str(run.result.config["dataset"].get("root"))
+            images = {"dataset.root": root if by_root else str(run.final.dataset)}
+            named[id(run)] = replace(run, outcome=run.outcome | images)
+    return [named.get(id(run), run) for run in runs]
 
 
 def _merged(repeats: list[Run]) -> Run:
@@ -135,22 +157,32 @@ def variants(runs: Iterable[Run]) -> list[tuple[Run, dict[str, str]]]:
     for run in runs:
         groups[run.backbone, run.dataset].append(run)
     return [
-        (run, {k: v for k, v in run.outcome.items() if k in swept})
+        (run, {k: v for k, v in _counted(run, swept).items() if k in swept and k not in run.axes})
         for members in groups.values()
         for swept in [_swept(members)]
         for run in members
     ]
 
 
+def _counted(run: Run, keys: Iterable[str]) -> dict[str, str]:
+    """The values of those settings that the run's stages have; that of an unset one is None."""
+    stages = (None, BASELINE, *run.stages)
+    settings = run.outcome | {key: str(value) for key, value in run.axes.items()}
+    return {key: settings.get(key, str(None)) for key in keys if owner(key) in stages}
+
+
 def _swept(runs: list[Run]) -> set[str]:
-    """Keys with several values, but for those that go one to one with the seed."""
+    """Keys with several values, but for files and seeds that go one to one with the run's seed."""
+    keys = dict.fromkeys(key for run in runs for key in (*run.outcome, *run.axes))
     pairs: dict[str, set[tuple[int, str]]] = defaultdict(set)
     for run in runs:
-        for key, value in run.outcome.items():
+        for key, value in _counted(run, keys).items():
             pairs[key].add((run.seed, value))
     swept = set()
     for key, found in pairs.items():
         values, seeds = {value for _, value in found}, {seed for seed, _ in found}
-        if len(values) > 1 and not len(found) == len(values) == len(seeds):
+        of_seed = option_at(key).digest or key.endswith("seed")
+        paired = of_seed and len(found) == len(values) == len(seeds)
+        if len(values) > 1 and not paired:
             swept.add(key)
     return swept

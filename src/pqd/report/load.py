@@ -9,11 +9,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from pqd.config import BASELINE
 from pqd.errors import UserError, one_line
 from pqd.identity import option_at, owner
 from pqd.options import Decides, Option
 from pqd.result import FILE, Bench, Final, Latency, Result, read, read_as
+from pqd.schema import defaults
 from pqd.stages import spell
 
 OWN = ("order.", "backbone.name", "dataset.name")  # settings that `Run` and `Case` have by name
@@ -109,9 +112,10 @@ def _run(
         raise ValueError("final is missing, though the run has completed")
     if len(result.stages) != len(result.order) + 1:
         raise ValueError(f"{len(result.stages)} stages recorded, a baseline and {result.order} run")
-    settings = dict(_flat(result.config))
-    if missing := [k for k in ("seed", "backbone.name", "dataset.name") if k not in settings]:
+    recorded = dict(_flat(result.config))
+    if missing := [k for k in ("seed", "backbone.name", "dataset.name") if k not in recorded]:
         raise ValueError(f"config.{missing[0]} is missing")
+    settings = _defaults() | recorded  # what an older version had no setting for
     # A stage's settings decide nothing where the stage was not run.
     stages = (None, BASELINE, *result.order)
     counted = {k: v for k, v in settings.items() if owner(k) in stages and not k.startswith(OWN)}
@@ -138,10 +142,25 @@ def _run(
         dataset=settings["dataset.name"],
         seed=int(settings["seed"]),
         axes=axes,
-        outcome={k: v for k, v in deciding.items() if k not in shown},
+        outcome={k: v for k, v in deciding.items() if k not in axes} | _measured_in(result),
         repetition=tuple(v for k, v in counted.items() if options(k).decides is Decides.REPEAT),
         measurements=by_machine(measured),
     )
+
+
+@cache
+def _defaults() -> dict[str, str]:
+    return dict(_flat(OmegaConf.to_container(defaults())))  # type: ignore[arg-type]
+
+
+def _measured_in(result: Result) -> dict[str, str]:
+    """Returns where latency decided the shape of a network: it decides what is trained."""
+    found = {}
+    for entry in result.stages:
+        if where := (entry.shape or {}).get("measured"):
+            places = (where.get(key) for key in ("runtime", "threads", "batch_size"))
+            found[f"{entry.stage}.measured_in"] = ", ".join(map(str, places))
+    return found
 
 
 def _is_number(value: str | None) -> bool:
