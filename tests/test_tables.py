@@ -26,7 +26,13 @@ def result():
     ]
     order = ["prune", "quantize", "distill"]
     return Result(
-        "resnet20_digits_pqd", "completed", {}, order, stages=[baseline, prune], final=final
+        "resnet20_digits_pqd",
+        "completed",
+        {},
+        order,
+        stages=[baseline, prune],
+        final=final,
+        files={"model.onnx": {"bytes": 290_000}},
     )
 
 
@@ -102,6 +108,7 @@ def test_comparison_table_has_one_row_per_run(result, failed):
     dense = copy.deepcopy(result)  # an order without quantization, never timed
     dense.name, dense.order = "[d]", ["distill"]
     dense.final.sizes, dense.final.latency = {"fp32_onnx": 1_100_000}, []
+    dense.files = {"model.onnx": {"bytes": 600_000}}  # with fewer channels than the dense one
     text = shown(comparison_table([result, failed, dense]))
     assert cells(text) == [
         [
@@ -116,7 +123,7 @@ def test_comparison_table_has_one_row_per_run(result, failed):
             "2.00",
         ],
         ["other", "pqd", "failed", *"------"],
-        ["[d]", "d", "98.10", "-0.50", "80.0", "1.05 MiB", "-", "-", "-"],
+        ["[d]", "d", "98.10", "-0.50", "80.0", "586 KiB", "-", "-", "-"],
     ]
     assert "ONNX Runtime 1.31.1, 1 thread, batch 1" in text
 

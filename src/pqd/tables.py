@@ -56,7 +56,7 @@ def _summary(result: Result) -> str:
         f"{final.accuracy:.2f} % on the test split (dense {final.dense_accuracy:.2f} %)",
         *_balanced(final),
         f"{final.sparsity:.1%} zeros",
-        f"{words.bytes_(final.model_bytes)} (dense {_bytes([sizes.get('fp32_onnx')])})",
+        f"{_bytes([_model_bytes(result)])} (dense {_bytes([sizes.get('fp32_onnx')])})",
         f"package {_bytes([sizes.get('package')])}{_chosen(result)}",
     ]
     rows = final.fastest
@@ -132,10 +132,10 @@ def comparison_table(results: Iterable[Result]) -> Group:
         name = re.sub(r"_seed-?\d+", "", runs[0].name) if many else runs[0].name
         doubted = f" {DOUBTED}" if any(run.warnings for run in runs) else ""
         names = (Text(name + doubted), _order(runs[0]))
-        finals = [final for run in runs if (final := _final(run))]
-        count = [f"{len(finals)} of {len(runs)}"] * many
-        if finals:
-            table.add_row(*names, *count, *_means(finals, runtimes))
+        done = [run for run in runs if _final(run)]
+        count = [f"{len(done)} of {len(runs)}"] * many
+        if done:
+            table.add_row(*names, *count, *_means(done, runtimes))
         else:
             table.add_row(*names, *count, runs[0].status, *[DASH] * (len(headings) - 1))
     doubts = [f"{DOUBTED} {line}" for line in words.warnings(results)]
@@ -155,12 +155,17 @@ def _by_speed(rows: list[Latency]) -> list[str]:
     return sorted(of, key=lambda name: fmean(of[name]))
 
 
-def _means(finals: list[Final], runtimes: list[str]) -> list[str]:
+def _model_bytes(result: Result) -> int | None:
+    return result.files.get(MODEL, {}).get("bytes")
+
+
+def _means(done: list[Result], runtimes: list[str]) -> list[str]:
+    finals = [final for run in done if (final := _final(run))]
     cells = [
         _mean((final.accuracy for final in finals), "{:.2f}"),
         _mean((final.accuracy - final.dense_accuracy for final in finals), "{:+.2f}"),
         _mean((final.sparsity for final in finals), "{:.1f}", 100),
-        _bytes(final.model_bytes for final in finals),
+        _bytes(map(_model_bytes, done)),
         _bytes(final.sizes.get("package") for final in finals),
     ]
     for name in runtimes:

@@ -188,11 +188,6 @@ class Final(_Checked):
         )
         return any(b is not None and abs(a - b) >= UNEVEN for a, b in pairs)
 
-    @property
-    def model_bytes(self) -> int:
-        """Size of model.onnx; an order without quantization has no INT8 file."""
-        return self.sizes.get("int8_onnx") or self.sizes["fp32_onnx"]
-
 
 @dataclass
 class Result(_Checked):
