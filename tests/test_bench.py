@@ -91,20 +91,22 @@ def test_bench_looks_for_images_where_this_machine_has_them(tmp_path, monkeypatc
     assert images._config(given).root == str(tmp_path)
 
 
-def test_torch_measures_the_dense_and_the_pruned_network(tmp_path):
+@pytest.mark.parametrize(("files", "name"), [(["pruned", "int8"], "pruned"), (["fp32"], "fp32")])
+def test_torch_measures_the_dense_and_the_compressed_network(tmp_path, files, name):
+    subject = bench.Subject(tmp_path, {file: tmp_path / file for file in ["dense", *files]})
     blueprint = Blueprint(BackboneConfig("resnet8", "resnet8"), 10, 1, 8)
     model = blueprint.build()
     save_network(model, blueprint, tmp_path)
     runtime = RuntimeConfig(names=["torch"])
-    assert list(bench._modules(tmp_path, runtime)) == ["dense"]
+    assert list(bench._modules(subject, runtime)) == ["dense"]
     attach(model, Masks(["conv1"]))
     masks(model)["conv1"].mask.zero_()
     save_network(model, blueprint, tmp_path)
-    found = bench._modules(tmp_path, runtime)
-    assert list(found) == ["dense", "pruned"]
-    assert not found["pruned"].conv1.weight.any()
+    found = bench._modules(subject, runtime)
+    assert list(found) == ["dense", name]
+    assert not found[name].conv1.weight.any()
     assert found["dense"].conv1.weight.all()
-    assert bench._modules(tmp_path, QUICK) == {}
+    assert bench._modules(subject, QUICK) == {}
 
 
 @pytest.mark.parametrize(

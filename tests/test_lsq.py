@@ -13,6 +13,7 @@ import odd_nets
 from configs import config, settings, stage
 from nets import PreActivation, Residual, images, traced
 from pqd import training
+from pqd.artifact.make import _parameters
 from pqd.config import AugmentConfig, BackboneConfig, DatasetConfig, TrainConfig
 from pqd.constraints import attach, constraints, fake_quant, without_integers
 from pqd.constraints.fake_quant import activation_fake_quants
@@ -28,6 +29,14 @@ from pqd.scheme import Scheme
 from pqd.stages import STAGES
 from pqd.stages.quantize import calibrate, reestimate_batch_norm
 from pqd.trainer import Trainer
+
+
+def test_steps_are_no_parameters_of_the_network():
+    model = traced(Residual)
+    count = sum(p.numel() for p in model.parameters())
+    attach(model, LearnedSteps(127))
+    calibrate(model, [images()])
+    assert _parameters(model) == count < sum(p.numel() for p in model.parameters())
 
 
 class TestWeight:

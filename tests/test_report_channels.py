@@ -74,7 +74,9 @@ def test_what_is_left_is_shown_for_every_order_and_layer(sweep):
     assert [shape.order for shape in case.shapes] == list(ORDERS)
     shape = case.shapes[0]
     assert shape.shares["macs"].mean == 25.0
-    assert shape.total("macs") == shape.totals["macs"] / 4
+    runs = case.case.of("pqd")
+    assert shape.left["macs"] == runs[0].final.macs / 4
+    assert shape.left["parameters"] == runs[0].final.parameters  # which are those that are left
     assert shape.reached.mean == pytest.approx(2.0)
     layer = shape.layers[0]
     assert (layer.name, layer.dense["channels"], layer.kept["channels"].mean) == ("conv1", 16, 8.5)

@@ -36,16 +36,10 @@ def waits_for(condition):
 def other_work(monkeypatch):
     """A machine on which other work takes as many cores as the list says."""
     cores = [0.0]
-    now = [0.0, 0.0]
-
-    def busy(_):
-        now[0] += cores[0]
-        now[1] += 1.0
-        return now[0], now[1]
-
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(spinning, "_busy_s", busy)
+    share = property(lambda _: lambda: cores[0] / len(os.sched_getaffinity(0)))
+    monkeypatch.setattr(spinning.Others, "share", share)
     monkeypatch.setattr(spinning, "_INTERVAL_S", 0.001)
     monkeypatch.setattr(torch, "get_num_threads", lambda: len(os.sched_getaffinity(0)))
     return cores
@@ -72,24 +66,12 @@ def test_the_environment_has_the_last_word(other_work, monkeypatch, name):
         assert threading.enumerate() == before
 
 
-def test_others_are_what_is_not_this_process():
-    cores = os.sched_getaffinity(0)
-    (before, start) = spinning._busy_s(cores)
-    used = time.process_time()
-    while time.process_time() - used < 0.5:
-        pass
-    after, end = spinning._busy_s(cores)
-    # Ticks of 1/100 s on each core; whatever else runs can only add.
-    assert -0.05 < after - before < (end - start) * len(cores) - 0.4
-
-
 WAITING = """
 import os, time
 import torch
 from pqd import spinning
 spinning._INTERVAL_S = 0.01
-clock = iter(range(1_000_000))
-spinning._busy_s = lambda cores: (2.0 * (now := next(clock)), now)  # others take two cores
+spinning.Others.share = lambda self: 1.0  # all cores
 torch.set_num_threads(max(2, len(os.sched_getaffinity(0))))
 x = torch.ones(2**20)
 spent = []

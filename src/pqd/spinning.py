@@ -12,11 +12,11 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
-_STAT = Path("/proc/stat")
+from pqd.cores import Others
+
 _INTERVAL_S = 0.5
 _OTHERS = 0.25  # cores' worth of other work that is none
 
@@ -29,11 +29,13 @@ def adapted() -> Iterator[None]:
     says how to wait (OMP_WAIT_POLICY, GOMP_SPINCOUNT).
     """
     said = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys()
-    if said or torch.get_num_threads() == 1 or not _STAT.exists():
+    threads = torch.get_num_threads()
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    if said or threads == 1 or Others(cores).share() is None:
         yield
         return
     done = threading.Event()
-    watch = threading.Thread(target=_watch, args=(done, torch.get_num_threads()), daemon=True)
+    watch = threading.Thread(target=_watch, args=(done, threads, cores), daemon=True)
     watch.start()
     try:
         yield
@@ -53,15 +55,13 @@ def crowded(others: float, threads: int, cores: int) -> bool:
     return others + threads > cores + _OTHERS
 
 
-def _watch(done: threading.Event, threads: int) -> None:
-    cores = os.sched_getaffinity(0)
-    before = _busy_s(cores)
+def _watch(done: threading.Event, threads: int, cores: set[int]) -> None:
+    others = Others(cores)
     team: threading.Event | None = None
     while not done.wait(_INTERVAL_S):
-        now = _busy_s(cores)
-        others = (now[0] - before[0]) / (now[1] - before[1])
-        before = now
-        if crowded(others, threads, len(cores)) == (team is not None):
+        taken = len(cores) * (others.share() or 0.0)
+        others = Others(cores)
+        if crowded(taken, threads, len(cores)) == (team is not None):
             continue
         if team is None:
             team = threading.Event()
@@ -77,16 +77,3 @@ def _hold(until: threading.Event) -> None:
     """Makes this thread the master of a team, which lives as long as it does."""
     torch.ones(1 << 20).sqrt()  # large enough for all threads
     until.wait()
-
-
-def _busy_s(cores: set[int]) -> tuple[float, float]:
-    """Returns the seconds that others have used these cores, and that have passed, since a time."""
-    ticks = os.sysconf("SC_CLK_TCK")
-    own = os.times()
-    busy = 0.0
-    for line in _STAT.read_text().splitlines():
-        name, *fields = line.split()
-        if name.startswith("cpu") and name[3:] and int(name[3:]) in cores:
-            user, nice, system, _, _, irq, softirq, steal = map(int, fields[:8])
-            busy += (user + nice + system + irq + softirq + steal) / ticks
-    return busy - own.user - own.system, own.elapsed

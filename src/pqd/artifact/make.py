@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from pqd import measure, training
 from pqd.artifact.subject import DENSE_MODEL, MODEL, PACKAGE, PRUNED_MODEL, Subject
 from pqd.constraints import constraints
+from pqd.constraints.fake_quant import ActivationFakeQuant, WeightFakeQuant
 from pqd.constraints.mask import sparsity
 from pqd.networks import RECIPE, WEIGHTS, load_network
 from pqd.package import pack
@@ -70,12 +72,18 @@ def make(subject: Subject, dense: Path, folder: Path) -> dict[str, Any]:
         "network_accuracy": subject.accuracy(own),
         "agreement": measure.top1(predicted, own),
         "sparsity": sparsity(network),
-        "parameters": sum(p.numel() for p in network.parameters()),
+        "parameters": _parameters(network),
         "sizes": measure.sizes(
             folder / MODEL, folder / PACKAGE, dense / DENSE_MODEL, dense / WEIGHTS
         ),
         "dataset": subject.dataset.fingerprint,
     }
+
+
+def _parameters(network: nn.Module) -> int:
+    """Counts what the network itself was trained in: steps of quantizers are none of it."""
+    own = (m for m in network.modules() if not isinstance(m, WeightFakeQuant | ActivationFakeQuant))
+    return sum(p.numel() for module in own for p in module.parameters(recurse=False))
 
 
 def _copy_network(subject: Subject, folder: Path) -> None:

@@ -145,7 +145,7 @@ def _measure(
     """Measures a subject, shows the rows, and writes the record."""
     conditions = provenance() | {"started": now()}
     path, model = subject.path, list(subject.models.values())[-1]
-    modules = _modules(path, runtime) if path.is_dir() else {}
+    modules = _modules(subject, runtime) if path.is_dir() else {}
     shape, uint8 = input_of(model)
     rows = latency(subject.models, runtime, shape, modules, uint8=uint8)
     if not rows:
@@ -168,18 +168,20 @@ def _measure(
         raise UserError(f"cannot write {subject.record}: {error.strerror}") from None
 
 
-def _modules(run: Path, runtime: RuntimeConfig) -> dict[str, Any]:
-    """The FP32 networks, for runtimes that run these."""
+def _modules(subject: Subject, runtime: RuntimeConfig) -> dict[str, Any]:
+    """The FP32 networks of a run, for runtimes that run these; by name as its files."""
     if not any(get(name).runs == "network" for name in runtime.names):
         return {}
     from pqd.constraints import constraints
     from pqd.networks import load_blueprint, load_network
 
+    run = subject.path
     network = load_network(run, quantized=False)
-    if not constraints(network):
+    name = next((name for name in ("pruned", "fp32") if name in subject.models), None)
+    if name is None or not constraints(network):
         return {"dense": network}
     # The baseline's weights are not in the folder, and its speed does not depend on them.
-    return {"dense": load_blueprint(run).build(), "pruned": network}
+    return {"dense": load_blueprint(run).build(), name: network}
 
 
 def _accuracies(run: Path, runtimes: list[str]) -> dict[str, float]:

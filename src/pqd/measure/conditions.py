@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,10 @@ def commit() -> str | None:
 
 def _versions() -> dict[str, str]:
     installed = {}
-    for package in (*PACKAGES, *(runtime.package for runtime in RUNTIMES.values())):
-        try:
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
             installed[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
+    for runtime in RUNTIMES.values():
+        if runtime.unavailable() is None:
+            installed[runtime.package] = runtime.version()
     return installed

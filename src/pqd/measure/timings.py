@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from pqd.config import RuntimeConfig
+from pqd.cores import Others
 from pqd.errors import UserError, one_line
 from pqd.measure.cpu import cores, pinned, thread_counts
 from pqd.measure.graph import Input, macs
 from pqd.measure.peak import int8_peak_gops
 from pqd.measure.protocol import Blocks, Call, interleave, summarize
-from pqd.measure.quiet import Others, one_at_a_time
+from pqd.measure.quiet import one_at_a_time
 from pqd.runtimes import Array, Runtime, get
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def latency(
     Returns:
         A row for every measured model and setting. `speedup` and its interval are None without a
         `dense` model. `others_share` is what others took of the cores meanwhile (see
-        `pqd.measure.quiet.Others`); above `MAX_OTHERS` a row is `noisy`. `macs` are those of one
+        `pqd.cores.Others`); above `MAX_OTHERS` a row is `noisy`. `macs` are those of one
         image, None where they cannot be counted. `int8_peak_share` is the share of the INT8 peak,
         at as many threads, that the model named `int8` reaches; None for others.
     """

@@ -31,14 +31,9 @@ class Shape:
 
     order: str
     shares: dict[str, Estimate]  # of MACs and parameters, in %
-    totals: dict[str, float]  # MACs of one image and parameters of the dense network
+    left: dict[str, float]  # MACs of one image and parameters, means over runs; as far as known
     reached: Estimate | None  # speed-up as measured in the stage, where the budget is a time
     layers: list[Layer]
-
-    def total(self, part: str) -> float | None:
-        """MACs or parameters that are left; None where those of the dense one are unknown."""
-        whole = self.totals.get(part)
-        return whole and whole * self.shares[part].mean / 100
 
 
 def shapes(case: Case) -> list[Shape]:
@@ -57,8 +52,13 @@ def _recorded(run: Run) -> dict[str, Any] | None:
 
 
 def _shape(order: str, runs: Sequence[Run], there: Sequence[dict[str, Any]]) -> Shape:
-    final = runs[0].final
-    totals = {"macs": final.macs, "parameters": final.parameters}
+    shares = {part: _sure([100 * shape[part] for shape in there]) for part in PARTS[1:]}
+    left: dict[str, Estimate | None] = {
+        "macs": estimate(
+            [r.final.macs * s["macs"] for r, s in zip(runs, there, strict=True) if r.final.macs]
+        ),
+        "parameters": estimate([r.final.parameters for r in runs if r.final.parameters]),
+    }
     times = [shape["measured"] for shape in there if shape.get("measured")]
     layers = []
     for name in there[0]["channels"]:
@@ -73,8 +73,8 @@ def _shape(order: str, runs: Sequence[Run], there: Sequence[dict[str, Any]]) -> 
         )
     return Shape(
         order=order,
-        shares={part: _sure([100 * shape[part] for shape in there]) for part in PARTS[1:]},
-        totals={part: float(total) for part, total in totals.items() if total is not None},
+        shares=shares,
+        left={part: found.mean for part, found in left.items() if found},
         reached=estimate([time["dense_ms"] / time["pruned_ms"] for time in times]),
         layers=layers,
     )

@@ -157,7 +157,7 @@ class Final(_Checked):
     accuracy_by_runtime: dict[str, float] = field(default_factory=dict)
     agreement_by_runtime: dict[str, float] = field(default_factory=dict)
     macs: int | None = None  # of the dense network, one image
-    parameters: int | None = None
+    parameters: int | None = None  # of the network that is deployed, those that are 0 included
     sizes: dict[str, int] = field(default_factory=dict)
     latency: list[Latency] = field(default_factory=list)
     layers: list[Layer] = field(default_factory=list)
