@@ -29,7 +29,7 @@ def foretold(monkeypatch):
     def run(seconds, *, epochs=300, steps=352, first=0, budget=1.0, until=352):
         clock, out = Clock(seconds), Console(file=io.StringIO(), width=40)
         monkeypatch.setattr(forecast, "time", clock)
-        told = Forecast(epochs, steps, budget=budget, wait=clock.wait, console=out)
+        told = Forecast(epochs, steps, budget=budget, stages=4, wait=clock.wait, console=out)
         count = None
         for step in range(first, min(until, steps) + first):
             told.step(step)
@@ -56,10 +56,12 @@ def test_a_long_training_on_a_cpu_names_the_budget(foretold):
     line, steps, _ = foretold(2.0)
     assert line == (
         "training takes about 58h 40m if all is as fast as these first steps: 300 epochs of 352 "
-        "steps; budget=0.1 would take a tenth, 5h 52m\n"
+        "steps; budget=0.1 would take about 5h 52m\n"
     )
     assert steps == forecast.WARM_UP + 2  # slow steps: fewer of them are waited for
-    assert "; budget=0.05 would take a tenth" in foretold(2.0, budget=0.5)[0]
+    assert "; budget=0.05 would take about 5h 52m" in foretold(2.0, budget=0.5)[0]
+    # 10, 1, 1 and 1 epochs become one each.
+    assert "; budget=0.1 would take about 46m 56s" in foretold(2.0, epochs=13)[0]
     assert "budget" not in foretold(2.0, budget=None)[0]
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from pqd.report import build
+from pqd.report import build, words
 from pqd.report.cases import distinct
 from pqd.report.disturbance import disturbances
 from pqd.report.load import load
@@ -280,3 +280,16 @@ def test_one_runtime_is_not_compared_with_itself(tmp_path):
         write(tmp_path, data)
         compared = view(load([tmp_path])).checks.get("runtimes")
         assert compared == ("at most 0.04 points apart in any run" if seed else None)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.998, "0.998"), (9.98, "9.98"), (99.8, "99.8"), (0.9996, "1.00"), (1234.5, "1234")],
+)
+def test_three_digits_are_shown(value, text):
+    assert words.significant(value) == text
+
+
+def test_a_hair_slower_is_not_said_to_be_slower():
+    assert words.as_fast(0.998) == "0.998× as fast as dense FP32"
+    assert words.as_fast(0.8) == "1.25× slower than dense FP32"

@@ -43,6 +43,7 @@ def test_sign_flip_by_hand():
     assert sign_flip([1, -1]) == 1.0
     # |±3 ±2 ±1| is 6, 4, 2 and 0, twice each: four of eight reach the 4 observed.
     assert sign_flip([3, 2, -1]) == 4 / 8
+    assert sign_flip([0.1, 0.2, -0.3]) == 1.0  # sums to 3e-17
 
 
 @pytest.mark.parametrize("n", [6, 9])

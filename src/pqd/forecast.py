@@ -20,7 +20,8 @@ class Forecast:
     Args:
         epochs: that are left to be trained, in all stages.
         steps: of an epoch.
-        budget: as configured; a smaller one is suggested for a long training. None suggests none.
+        budget: as configured; a tenth of it is suggested for a long training. None suggests none.
+        stages: each of which trains for an epoch at least, whatever the budget.
         wait: waits until the device has done what it was given.
         console: where to show it; None is stdout.
     """
@@ -31,11 +32,12 @@ class Forecast:
         steps: int,
         *,
         budget: float | None,
+        stages: int,
         wait: Callable[[], None],
         console: Console | None = None,
     ) -> None:
         self.epochs, self.steps, self.budget, self.wait = epochs, steps, budget, wait
-        self.console = console
+        self.console, self.stages = console, stages
         self._first: int | None = None
         self._start = 0.0
         self._said = False
@@ -68,5 +70,6 @@ class Forecast:
         amount = f"{count(self.epochs, 'epoch')} of {count(self.steps, 'step')}"
         line = f"training takes about {duration(seconds)} if all is as fast as {what}: {amount}"
         if self.budget is not None and seconds >= LONG:
-            line += f"; budget={self.budget / 10:g} would take a tenth, {duration(seconds / 10)}"
+            share = max(0.1, self.stages / self.epochs)
+            line += f"; budget={self.budget / 10:g} would take about {duration(seconds * share)}"
         show(line, self.console)

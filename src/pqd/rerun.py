@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from pqd import data, identity, keys, options, pipeline, result, schema
 from pqd.config import BASELINE, Config
@@ -114,20 +115,29 @@ def _config(before: Result, given: Sequence[str]) -> Config:
         known = list(keys.names(schema.schema()))
         if key not in known:
             raise keys.refused(key, known)
+        if inner := [name for name in known if name.startswith(f"{key}.")]:
+            raise UserError(f"{text}: {key} is a group; give its settings, e.g. {inner[0]}=VALUE")
         if identity.option_at(key).decides is Decides.OUTCOME:
             raise UserError(f"{text} would make it another run; give that to train.py")
     recorded = {k: v for k, v in before.config.items() if k not in ("stop_below", "dry_run")}
     try:
         base = schema.defaults()
         OmegaConf.set_struct(base, False)
-        cfg = OmegaConf.merge(base, recorded, OmegaConf.from_dotlist(list(given)))
+        cfg = OmegaConf.merge(base, recorded)
+    except OmegaConfBaseException as error:
+        line = keys.explained(" ".join(str(error).split()), schema.schema())
+        raise UserError(f"{before.name} has other settings than this version: {line}") from None
+    try:
+        cfg = OmegaConf.merge(cfg, OmegaConf.from_dotlist(list(given)))
         # The cache would hand over what is to be repeated.
         cfg.cache.enabled = False
         assert isinstance(cfg, DictConfig)
         return schema.parse(cfg)
     except OmegaConfBaseException as error:
         line = keys.explained(" ".join(str(error).split()), schema.schema())
-        raise UserError(f"{before.name} has other settings than this version: {line}") from None
+        raise UserError(f"{' '.join(given) or before.name}: {line}") from None
+    except YAMLError as error:
+        raise UserError(f"{' '.join(given)}: {one_line(error)}") from None
 
 
 def _completed(folder: Path) -> bool:

@@ -23,7 +23,7 @@ from pqd.forecast import Forecast
 from pqd.graph.view import unsupported_layers
 from pqd.networks import Blueprint, load_network, save_network
 from pqd.progress import StageProgress
-from pqd.stages import STAGES, Context, Stage, spell
+from pqd.stages import STAGES, Context, Stage, spell, spelled
 
 UNSUPPORTED = "%s: neither pruned nor quantized, as only nn.Conv2d and nn.Linear are: %s"
 MODULES = "modules.safetensors"  # a stage's own, beside the network
@@ -187,7 +187,8 @@ def _forecast(trainer: Trainer, epochs: int, shown: StageProgress) -> Forecast:
     gpu = trainer.device.type == "cuda"
     wait = torch.cuda.synchronize if gpu else lambda: None
     budget, steps = None if gpu else trainer.config.budget, len(trainer.batches)
-    return Forecast(epochs, steps, budget=budget, wait=wait, console=shown.console)
+    stages = 1 + len(spelled(trainer.config.order.name))
+    return Forecast(epochs, steps, budget=budget, stages=stages, wait=wait, console=shown.console)
 
 
 def _check_finite(model: nn.Module, lr_key: str) -> None:

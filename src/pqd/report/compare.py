@@ -110,8 +110,9 @@ def verdict(comparisons: list[Comparison], means: list[Mean]) -> str:
     tested = [c for c in comparisons if c.p is not None]
     if not tested:
         seeds = words.count(max(c.seeds for c in comparisons), "seed")
+        needed = max(MIN_SEEDS, pairs_needed(len(comparisons)))
         return (
-            f"No verdict is possible with {seeds}, at least {MIN_SEEDS} are needed: "
+            f"No verdict is possible with {seeds}, at least {needed} are needed: "
             f"so far {_leader(best)}."
         )
     proven = sorted((c for c in tested if c.proven), key=lambda c: -c.difference.mean)

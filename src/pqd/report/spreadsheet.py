@@ -55,7 +55,8 @@ def _result(
     }
     for key in axes:
         scale = 100 if is_share(key) else 1
-        row[f"target_{option_at(key).axis}"] = scale * run.axes[key] if key in run.axes else None
+        name = option_at(key).axis or key  # a search's have no title
+        row[f"target_{name}"] = scale * run.axes[key] if key in run.axes else None
     row |= {
         "sparsity": 100 * final.sparsity,
         "accuracy": final.accuracy,

@@ -66,7 +66,7 @@ def sign_flip(differences: Sequence[float]) -> float:
 
     d = np.asarray(differences, np.float64)
     means = np.abs(_signs(len(d)) @ d)
-    return float(np.mean(means >= abs(d.sum()) * (1 - 1e-12)))  # against rounding of equal sums
+    return float(np.mean(means >= abs(d.sum()) - 1e-12 * np.abs(d).sum()))  # sums are rounded
 
 
 @lru_cache(maxsize=2)  # orders have as many pairs as each other, mostly

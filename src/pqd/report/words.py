@@ -1,6 +1,5 @@
 """Numbers and conditions in words, the same in HTML, Markdown and LaTeX."""
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -63,7 +62,7 @@ def significant(value: float) -> str:
     """Three significant digits and no exponent."""
     if value <= 0:
         return "0"
-    decimals = 2 - math.floor(math.log10(value) + 1e-3)
+    decimals = 2 - int(f"{value:.2e}".partition("e")[2])
     return f"{value:.{max(0, min(decimals, 6))}f}"
 
 
@@ -91,8 +90,9 @@ def against_dense(t: Timing) -> str:
 
 def as_fast(speedup: float) -> str:
     """`2.45× as fast as dense FP32`, or slower."""
-    how = f"{times(speedup)} as fast as" if speedup >= 1 else f"{times(1 / speedup)} slower than"
-    return f"{how} dense FP32"
+    slower = times(1 / speedup)
+    as_fast = speedup >= 1 or slower == times(1)
+    return f"{f'{times(speedup)} as fast as' if as_fast else f'{slower} slower than'} dense FP32"
 
 
 def marks(noisy: float, slower: float | None) -> str:
