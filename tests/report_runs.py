@@ -234,3 +234,11 @@ def _stages(
             )
         )
     return entries
+
+
+class Logged:
+    """Stands for a run of W&B: keeps what is logged."""
+
+    def __init__(self):
+        self.logged, self.summary, self.config = {}, {}, {}
+        self.log = self.logged.update

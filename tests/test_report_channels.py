@@ -6,7 +6,7 @@ from pqd.report import build, figures, shapes
 from pqd.report.load import load
 from pqd.report.view import view
 from pqd.tracking.records import record_result, record_sweep
-from report_runs import ORDERS, result, write
+from report_runs import ORDERS, Logged, result, write
 
 DENSE = {"conv1": (16, 442368), "conv2": (32, 1179648), "fc": (10, 640)}
 KEPT = {1.0: 1.0, 2.0: 0.5, 4.0: 0.25}
@@ -114,14 +114,6 @@ def test_orders_are_compared_at_the_same_budget(tmp_path):
     by_budget = {v.case.axes["prune.speedup"]: v for v in report.cases}
     assert by_budget[1.0].against("dqp") is None
     assert by_budget[4.0].against("dqp") == 2.0
-
-
-class Logged:
-    """Stands for a run of W&B: keeps what is logged."""
-
-    def __init__(self):
-        self.logged, self.summary, self.config = {}, {}, {}
-        self.log = self.logged.update
 
 
 def test_wandb_gets_the_layers_and_what_is_left(sweep, tmp_path):

@@ -7,8 +7,10 @@ import pytest
 
 from pqd.report import build
 from pqd.report.load import load
+from pqd.report.spreadsheet import rows as points
 from pqd.report.view import view
-from report_runs import ORDERS, result, write, write_sweep
+from pqd.tracking.records import record_sweep
+from report_runs import ORDERS, Logged, result, write, write_sweep
 
 OBJECTIVES = ["validation_accuracy", "latency_ms", "package_bytes"]
 SEARCHED = ["order", "prune.sparsity", "prune.lr"]
@@ -96,3 +98,44 @@ def test_other_runs_keep_their_cases(folder, tmp_path):
     assert len(report.searches[0].trials) == 20
     assert [len(v.case.runs) for v in report.cases] == [18]
     assert "pqd" in report.verdict
+
+
+def test_trials_that_differ_in_a_name_alone_are_two_points(tmp_path):
+    for name, accuracy in (("abs_max", 90.0), ("lsq", 89.0)):
+        run = result("pqd", accuracy=accuracy)
+        run.config["quantize"]["quantizer"] = name
+        run.config |= {"searched": ["quantize.quantizer"], "objectives": OBJECTIVES}
+        run.name = f"trial_{name}"
+        write(tmp_path, run)
+    (search,) = view(load([tmp_path])).searches
+    points = [p for p in search.frontiers[0].points if p.order == "pqd"]
+    assert sorted(p.accuracy.mean for p in points) == [89.0, 90.0]
+
+
+def test_what_breaks_a_limit_is_not_chosen(trials, tmp_path):
+    sizes = sorted(run.final.sizes["package"] for run in trials)
+    limit = sizes[len(sizes) // 2]
+    for run in trials:
+        run.config["limits"] = {"package_bytes": limit}
+        write(tmp_path, run)
+    (search,) = view(load([tmp_path])).searches
+    assert search.chosen
+    assert all(t.run.final.sizes["package"] <= limit for t in search.chosen)
+    assert "no other within the limits is at least as good" in search.verdict
+
+
+def test_points_name_every_setting_searched(folder):
+    (row, *_) = points(load([folder]))
+    assert {"target_sparsity", "target_prune.lr"} <= set(row)
+
+
+def test_wandb_gets_the_points_of_a_search(folder, tmp_path):
+    pytest.importorskip("wandb")
+    report = view(load([folder]))
+    run = Logged()
+    record_sweep(run, tmp_path / "empty", report)
+    table = run.logged["frontier"]
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.data]
+    sized = [row for row in rows if row["unit"] == "bytes" and row["order"] != "dense"]
+    assert len(sized) == 20
+    assert all(row["prune.lr"] for row in sized)

@@ -219,3 +219,27 @@ def test_a_pair_shares_its_baseline(tmp_path):
     (c,) = compare(cases(load([tmp_path]).runs))
     assert (c.difference.n, c.difference.mean) == (1, 1.0)
     assert view(load([tmp_path])).repeats == 0
+
+
+def test_repetitions_of_a_seed_are_one_pair(tmp_path):
+    for order, gain in (("pqd", 0.0), ("dpq", 1.0)):
+        for seed in range(2):
+            for mode, shift in (("auto", 0.0), ("true", 0.4)):
+                data = result(order, seed, accuracy=80.0 + gain + shift + seed)
+                data.config["train"]["compile"] = mode
+                data.name += mode
+                write(tmp_path, data)
+    report = view(load([tmp_path]))
+    (c,) = report.comparisons
+    assert (c.difference.n, c.difference.mean) == (2, pytest.approx(1.0))
+    (case,) = report.cases
+    assert [row.accuracy.n for row in case.rows[1:]] == [2, 2]
+
+
+def test_an_order_that_lacks_a_setting_has_no_hypervolume(tmp_path):
+    for sparsity in (0.5, 0.8, 0.9):
+        write(tmp_path, result("pqd", sparsity=sparsity))
+    write(tmp_path, result("pdq", sparsity=0.8))
+    write(tmp_path, result("q"))
+    (family,) = view(load([tmp_path])).families
+    assert set(family.frontiers[0].volumes) == {"pqd", "q"}

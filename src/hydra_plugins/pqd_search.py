@@ -124,6 +124,7 @@ class SearchSweeper(WaveSweeper):
         given = study.spelled(trial.params)
         searched = ",".join(given)
         overrides = [*fixed, *(f"{k}={v}" for k, v in given.items()), f"searched=[{searched}]"]
+        overrides += [f"+limits.{name}={limit}" for name, limit in study.limits.items()]
         job = self.plan(overrides, given)
         job.number = trial.number
         if self.margin is not None:

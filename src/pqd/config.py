@@ -197,6 +197,7 @@ class Config:
     stop_below: dict[str, float] = option(dict, decides=Decides.NOTHING)
     # Settings that a search chose; a report shows all its runs on one frontier.
     searched: list[str] = option([], decides=Decides.NOTHING)
+    limits: dict[str, float] = option(dict, decides=Decides.NOTHING)  # and what it kept to
     dry_run: bool = option(False, decides=Decides.NOTHING)  # checks everything and trains nothing
     # Ends the name and the folder of a run; a sweep adds what it varies, e.g. _prune.lr=0.01.
     suffix: str = option("", decides=Decides.NOTHING)

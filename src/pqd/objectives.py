@@ -39,7 +39,7 @@ def _package_bytes(result: "Result") -> float | None:
 OBJECTIVES = {
     # %, of the last stage
     "validation_accuracy": Objective("validation accuracy", _validation_accuracy, maximise=True),
-    # median, of the first runtime, threads and batch size
+    # median, in the fastest runtime, with the first threads and batch size
     "latency_ms": Objective("latency", _latency_ms),
     "package_bytes": Objective("package size", _package_bytes),
 }
@@ -56,3 +56,12 @@ def values(result: "Result", names: Iterable[str]) -> list[float] | None:
     found = [OBJECTIVES[name].of(result) for name in names]
     known = [float(value) for value in found if value is not None]
     return known if len(known) == len(found) else None
+
+
+def excess(name: str, value: float, limit: float) -> float:
+    """Returns by how much an objective breaks its limit: at most, or at least where more is better.
+
+    Returns:
+        0 or less where it keeps to it.
+    """
+    return limit - value if OBJECTIVES[name].maximise else value - limit

@@ -19,6 +19,7 @@ from pqd.report.statistics import (
 
 Mean = tuple[str, str, Estimate]  # order, case, accuracy in %
 Pair = tuple[tuple[str, ...], str, str]  # repetition, backbone, data set
+Seed = tuple[int, str, str]  # and the backbone and data set that it is of
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ def compare(cases: list[Case]) -> list[Comparison]:
     """Compares over one case or several: a pair is one backbone, data set and seed.
 
     Runs of one backbone, data set and seed share their dense baseline, whatever their sparsity, so
-    they are not independent: the mean over their cases counts as one difference. Full orders and
+    they are not independent: the mean over their cases counts as one difference, and so does that
+    over repetitions of a seed, such as those on other devices. Full orders and
     shorter ones are two questions, so each has a correction of its own.
     """
     runs_of: dict[str, dict[Pair, dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
@@ -71,13 +73,15 @@ def compare(cases: list[Case]) -> list[Comparison]:
     for order in sort_orders(lengths):
         if order == REFERENCE:
             continue
-        differences: list[float] = []
-        seeds: set[int] = set()
+        by_seed: dict[Seed, list[float]] = defaultdict(list)
         for key, runs in runs_of[order].items():
             others = reference.get(key, {})
-            if both := [runs[i].accuracy - others[i].accuracy for i in runs if i in others]:
-                differences.append(sum(both) / len(both))
-                seeds.update(run.seed for run in runs.values())
+            for i, run in runs.items():
+                if i in others:
+                    gain = run.accuracy - others[i].accuracy
+                    by_seed[run.seed, run.backbone, run.dataset].append(gain)
+        differences = [sum(gains) / len(gains) for gains in by_seed.values()]
+        seeds = {seed for seed, _, _ in by_seed}
         if difference := estimate(differences):
             p = sign_flip(differences) if len(seeds) >= MIN_SEEDS else None
             full = lengths[order] >= FULL

@@ -1,12 +1,12 @@
 """Accuracy against one cost: which orders are on the frontier, and how much they dominate."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 from pqd.report.cases import FULL, Case, sort_orders
 from pqd.report.load import Run
 from pqd.report.statistics import Estimate, dominated, estimate, hypervolume
-from pqd.report.summary import Axes, Condition, Row, Shape
+from pqd.report.summary import Axes, Condition, Key, Row, Shape
 from pqd.result import DENSE
 
 APART = 1.5  # times the cost of the dearest full order
@@ -23,6 +23,12 @@ class Point:
     cost: float  # bytes or ms
     accuracy: Estimate
     dominated: bool
+    trial: int = 0  # of a search, from 1
+
+    @property
+    def key(self) -> Key:
+        """As that of its row."""
+        return self.order, self.axes, self.trial
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ class Frontier:
 
     def point(self, row: Row) -> Point | None:
         """The point of a row."""
-        return next((p for p in self.points if (p.order, p.axes) == (row.order, row.axes)), None)
+        return next((p for p in self.points if p.key == row.key), None)
 
 
 def frontiers(
@@ -115,44 +121,51 @@ def _frontier(
 ) -> Frontier | None:
     table = [row for rows in tables for row in rows]
     shapes = _shapes(table, condition) if condition else {}
-    shown: dict[tuple[str, Axes], tuple[float, Estimate]] = {}
+    shown: dict[Key, tuple[float, Estimate]] = {}
     for row in table:
         timing = row.timing(condition) if condition else None
         if cost := row.size if condition is None else timing and timing.p50:
-            _, mean = shapes.get((row.order, row.axes), ((), cost.mean))
-            shown[row.order, row.axes] = mean, row.accuracy
+            _, mean = shapes.get(row.key, ((), cost.mean))
+            shown[row.key] = mean, row.accuracy
     if not shown:
         return None
     costs = [cost for cost, _ in shown.values()]
     flags = dominated(costs, [accuracy.mean for _, accuracy in shown.values()])
-    points = [Point(*k, *v, f) for (k, v), f in zip(shown.items(), flags, strict=True)]
-    base = shown.get((DENSE, ()), (max(costs), tables[0][0].accuracy))
+    points = [
+        Point(order, axes, *mean, flag, trial)
+        for ((order, axes, trial), mean), flag in zip(shown.items(), flags, strict=True)
+    ]
+    base = shown.get((DENSE, (), 0), (max(costs), tables[0][0].accuracy))
     reference = base[0], base[1].mean - MARGIN
+    full = frozenset(row.order for row in table if len(row.stages) >= FULL)
+    settings = Counter(point.order for point in points)
+    most = max((settings[order] for order in full), default=0)
     volumes = {
         order: volume
         for order in sort_orders({r.order: len(r.stages) for t in tables for r in t[1:]})
-        if (volume := estimate(_volumes(family, order, condition, reference, shapes)))
+        # Of full orders only where all settings are there, or else they do not compare.
+        if (order not in full or settings[order] == most)
+        and (volume := estimate(_volumes(family, order, condition, reference, shapes)))
     }
     alike: dict[Shape, dict[str, None]] = defaultdict(dict)
-    for (order, _), (shape, _) in shapes.items():
+    for (order, _, _), (shape, _) in shapes.items():
         alike[shape][order] = None
     shared = [list(orders) for orders in alike.values() if len(orders) > 1]
-    full = frozenset(row.order for row in table if len(row.stages) >= FULL)
     return Frontier(condition, points, reference, volumes, shared, full)
 
 
-def _shapes(table: list[Row], condition: Condition) -> dict[tuple[str, Axes], tuple[Shape, float]]:
+def _shapes(table: list[Row], condition: Condition) -> dict[Key, tuple[Shape, float]]:
     """The shape that orders deploy, and its mean latency in ms over all of them.
 
     Networks of as many MACs in the same graph do the same work: one that is faster than another
     was measured at a better moment.
     """
-    found: dict[Shape, list[tuple[str, Axes]]] = defaultdict(list)
+    found: dict[Shape, list[Key]] = defaultdict(list)
     values: dict[Shape, list[float]] = defaultdict(list)
     for row in table:
         timing = row.timing(condition)
-        if timing and timing.shape and (row.order, row.axes) not in found[timing.shape]:
-            found[timing.shape].append((row.order, row.axes))
+        if timing and timing.shape and row.key not in found[timing.shape]:
+            found[timing.shape].append(row.key)
             values[timing.shape] += [timing.p50.mean] * timing.p50.n
     means = {shape: sum(v) / len(v) for shape, v in values.items()}
     return {key: (shape, means[shape]) for shape, keys in found.items() for key in keys}
@@ -163,7 +176,7 @@ def _volumes(
     order: str,
     condition: Condition | None,
     reference: tuple[float, float],
-    shapes: dict[tuple[str, Axes], tuple[Shape, float]],
+    shapes: dict[Key, tuple[Shape, float]],
 ) -> list[float]:
     """One hypervolume per repetition, of those for which every point of the order was measured."""
     found: dict[tuple[str, ...], dict[Axes, tuple[float, float]]] = defaultdict(dict)
@@ -171,7 +184,7 @@ def _volumes(
         for run in case.of(order):
             axes = tuple(run.axes.items())
             if cost := _run_cost(run, condition):
-                _, cost = shapes.get((order, axes), ((), cost))
+                _, cost = shapes.get((order, axes, 0), ((), cost))
                 found[run.repetition][axes] = cost, run.accuracy
     most = max((len(points) for points in found.values()), default=0)
     return [

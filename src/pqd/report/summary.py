@@ -10,6 +10,7 @@ from pqd.report.statistics import Estimate, estimate
 from pqd.result import DENSE, FP32, INT8, PRUNED, Bench, Latency
 
 Axes = tuple[tuple[str, float], ...]  # settings that are axes, by dotted key
+Key = tuple[str, Axes, int]  # order, axes, trial: what is one point of a frontier
 Shape = tuple[object, ...]
 
 
@@ -57,6 +58,12 @@ class Row:
     sizes: dict[str, Estimate]  # bytes
     timings: list[Timing]
     balanced: Estimate | None = None  # %, of the classes weighted alike, where that differs
+    trial: int = 0  # of a search, from 1
+
+    @property
+    def key(self) -> Key:
+        """What it is a point of on a frontier; the dense network is the same in all trials."""
+        return self.order, self.axes, 0 if self.order == DENSE else self.trial
 
     @property
     def size(self) -> Estimate | None:
@@ -109,8 +116,10 @@ def _row(order: str, runs: list[Run]) -> Row:
         order=order,
         stages=runs[0].stages,
         axes=tuple(runs[0].axes.items()),
-        accuracy=_sure([run.accuracy for run in runs]),
-        change=estimate([run.accuracy - run.final.dense_accuracy for run in runs]),
+        accuracy=_sure(_by_seed(runs, [run.accuracy for run in runs])),
+        change=estimate(
+            _by_seed(runs, [run.accuracy - run.final.dense_accuracy for run in runs]),
+        ),
         sparsity=_sure([100 * run.final.sparsity for run in runs]),
         sizes={name: _sure(values) for name, values in sizes.items()},
         timings=_timings(runs, dense=False),
@@ -133,6 +142,14 @@ def _dense(runs: list[Run]) -> Row:
         timings=_timings(runs, dense=True),
         balanced=_balanced(runs, "dense_balanced_accuracy"),
     )
+
+
+def _by_seed(runs: list[Run], values: list[float]) -> list[float]:
+    """The means over the repetitions of each seed, such as those on other devices."""
+    found: dict[int, list[float]] = defaultdict(list)
+    for run, value in zip(runs, values, strict=True):
+        found[run.seed].append(value)
+    return [sum(same) / len(same) for same in found.values()]
 
 
 def _balanced(runs: list[Run], key: str) -> Estimate | None:

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from pqd.objectives import OBJECTIVES, values
+from pqd.objectives import OBJECTIVES, excess, values
 from pqd.report import words
 from pqd.report.cases import Case, cases
 from pqd.report.frontier import Frontier, frontiers
 from pqd.report.load import Run
-from pqd.report.summary import Axes, Condition, Row, rows
+from pqd.report.summary import Condition, Key, Row, rows
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Search:
 
     label: str
     objectives: list[str]  # what the search went by, in words
+    limited: bool  # whether an objective had a limit
     keys: list[str]  # the settings searched, but for the order
     trials: list[Trial]  # those chosen first, the most accurate first
     frontiers: list[Frontier]
@@ -41,8 +42,9 @@ class Search:
         """What the search has found, in a sentence."""
         of = f"Of {words.count(len(self.trials), 'trial')} of {self.label} {len(self.chosen)}"
         return (
-            f"{of} {'is' if len(self.chosen) == 1 else 'are'} chosen: no other is at least as good "
-            f"in {words.listed(self.objectives)}."
+            f"{of} {'is' if len(self.chosen) == 1 else 'are'} chosen: no other "
+            f"{'within the limits ' if self.limited else ''}is at least as good in "
+            f"{words.listed(self.objectives)}."
         )
 
     @property
@@ -71,7 +73,10 @@ def searches(runs: list[Run], where: list[Condition]) -> list[Search]:
 def _search(runs: list[Run], where: list[Condition]) -> Search:
     names = [n for n in runs[0].result.config.get("objectives", []) if n in OBJECTIVES]
     best = _undominated(runs, names)
-    alone = [(case, rows(case)) for case in _alone(runs)]
+    alone = [
+        (case, [replace(row, trial=number) for row in rows(case)])
+        for number, case in enumerate(_alone(runs), start=1)
+    ]
     trials = [
         Trial(
             run=case.runs[0],
@@ -83,11 +88,12 @@ def _search(runs: list[Run], where: list[Condition]) -> Search:
     ]
     trials.sort(key=lambda t: (not t.chosen, -(t.validation or 0.0)))
     searched = dict.fromkeys(key for run in runs for key in run.result.config["searched"])
-    kept = {(trial.run.order, trial.row.axes) for trial in trials if trial.chosen}
+    kept = {trial.row.key for trial in trials if trial.chosen}
     drawn = frontiers([case for case, _ in alone], [table for _, table in alone], where)
     return Search(
         label=f"{runs[0].backbone} · {runs[0].dataset}",
         objectives=[OBJECTIVES[name].title for name in names],
+        limited=any(run.result.config.get("limits") for run in runs),
         keys=[key for key in searched if not key.startswith("order")],
         trials=trials,
         frontiers=[_marked(frontier, kept) for frontier in drawn],
@@ -101,12 +107,12 @@ def _alone(runs: list[Run]) -> Iterator[Case]:
 
 
 def _undominated(runs: list[Run], objectives: list[str]) -> set[int]:
-    """Returns the ids of runs that no other one equals or betters in all objectives."""
+    """Returns the ids of runs within their limits that no other equals or betters in everything."""
     signs = [-1 if OBJECTIVES[name].maximise else 1 for name in objectives]
     costs = {
         id(run): tuple(sign * value for sign, value in zip(signs, found, strict=True))
         for run in runs
-        if (found := values(run.result, objectives))
+        if (found := values(run.result, objectives)) and _inside(run, objectives, found)
     }
     return {
         run
@@ -118,7 +124,13 @@ def _undominated(runs: list[Run], objectives: list[str]) -> set[int]:
     }
 
 
-def _marked(frontier: Frontier, chosen: set[tuple[str, Axes]]) -> Frontier:
+def _inside(run: Run, objectives: list[str], found: list[float]) -> bool:
+    limits = run.result.config.get("limits", {})
+    by_name = dict(zip(objectives, found, strict=True))
+    return all(excess(name, by_name[name], limit) <= 0 for name, limit in limits.items())
+
+
+def _marked(frontier: Frontier, chosen: set[Key]) -> Frontier:
     """Marks what was chosen, whatever its test accuracy, and joins nothing."""
-    points = [replace(p, dominated=(p.order, p.axes) not in chosen) for p in frontier.points]
+    points = [replace(p, dominated=p.key not in chosen) for p in frontier.points]
     return replace(frontier, points=points, volumes={}, joined=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pqd.errors import UserError, one_line
-from pqd.objectives import OBJECTIVES, values
+from pqd.objectives import OBJECTIVES, excess, values
 from pqd.result import Result
 from pqd.search.space import Dimension, Params
 
@@ -156,7 +156,7 @@ class Study:
             trial.set_user_attr(REACHED, reached)
         if found and self.limits:
             by_name = dict(zip(self.objectives, found, strict=True))
-            trial.set_user_attr(LIMITS, [_excess(n, by_name[n], m) for n, m in self.limits.items()])
+            trial.set_user_attr(LIMITS, [excess(n, by_name[n], m) for n, m in self.limits.items()])
         stopped = result is not None and result.status == "stopped"
         with _quiet():
             if found:
@@ -220,10 +220,6 @@ def _same(file: Path, where: str, before: Any, now: Any) -> None:
         f"{file} is of another search: {where} was {before}, now it is {now}; choose another "
         "hydra.sweep.dir"
     )
-
-
-def _excess(name: str, value: float, limit: float) -> float:
-    return limit - value if OBJECTIVES[name].maximise else value - limit
 
 
 def _exceeded(trial: FrozenTrial) -> Sequence[float]:

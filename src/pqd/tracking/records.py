@@ -151,22 +151,26 @@ def record_sweep(run: "wandb.Run", sweep_dir: Path, report: "Report") -> None:
         for key, _, given in options.leaves(stage.settings_class()())
         if given.axis
     }
+    drawn = [(family.label, family.frontiers) for family in report.families]
+    for search in report.searches:
+        drawn.append((f"{search.label} · search", search.frontiers))
+        axes |= {key: key for key in search.keys if key not in axes}
     columns = ["case", "order", *axes.values(), "cost", "unit", "measured_in", "accuracy"]
     columns += ["accuracy_low", "accuracy_high", "runs", "dominated"]
     table = wandb.Table(columns=list(columns))
     plots: dict[str, go.Figure] = {}
-    for family in report.families:
-        for frontier in family.frontiers:
+    for label, frontiers in drawn:
+        for frontier in frontiers:
             where = frontier.condition
             unit = "bytes" if where is None else "ms"
             place = "" if where is None else f"{runtime(where.runtime)}, {setup(where)}"
             for point in frontier.points:
                 mean = point.accuracy
                 at = [dict(point.axes).get(key) for key in axes]
-                row = (family.label, point.order, *at, point.cost, unit, place)
+                row = (label, point.order, *at, point.cost, unit, place)
                 table.add_data(*row, mean.mean, mean.low, mean.high, mean.n, point.dominated)
             figure = go.Figure(figures.frontier(frontier))
-            figure.update_layout(title=", ".join(filter(None, (family.label, place))))
+            figure.update_layout(title=", ".join(filter(None, (label, place))))
             kind = "size" if where is None else "latency"
             plots[f"accuracy_{kind}/{len(plots) + 1}"] = figure
     run.log({"frontier": table, **plots, **_channels(report)})
