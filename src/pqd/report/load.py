@@ -148,6 +148,11 @@ def _run(
     )
 
 
+def default_of(key: str) -> str | None:
+    """Returns the default of a setting, as `Run.outcome` spells values; None if there is none."""
+    return _defaults().get(key)
+
+
 @cache
 def _defaults() -> dict[str, str]:
     return dict(_flat(OmegaConf.to_container(defaults())))  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from pqd.report.compare import Comparison, Mean, compare, verdict
 from pqd.report.disturbance import disturbances
 from pqd.report.frontier import Frontier, frontiers
 from pqd.report.load import Loaded, Run
+from pqd.report.settings import Setting, settings
 from pqd.report.shapes import Shape, shapes
 from pqd.report.style import sort_stages
 from pqd.report.summary import Condition, Row, Timing, conditions, rows
@@ -112,6 +113,7 @@ class Report:
     searches: list[Search]
     conditions: list[Condition]
     comparisons: list[Comparison]  # over all cases
+    settings: list[Setting]  # compared with their defaults
     verdict: str  # over all cases
     saving: cost.Saving
     disturbances: dict[str, str]  # what ran beside the measurements of latency, by machine
@@ -180,6 +182,7 @@ def view(loaded: Loaded) -> Report:
         searches=searched,
         conditions=where,
         comparisons=pooled,
+        settings=settings(found),
         verdict=said if views or not tried else " ".join(s.verdict for s in searched),
         saving=cost.saving(runs, times),
         disturbances=disturbances(runs),

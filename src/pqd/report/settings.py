@@ -1,0 +1,80 @@
+"""Which value of a setting: runs of one order that differ in it alone, paired by seed."""
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+
+from pqd.report.cases import REFERENCE, Case, axis
+from pqd.report.load import default_of
+from pqd.report.statistics import LEVEL, MIN_SEEDS, Estimate, estimate, holm, sign_flip
+
+
+@dataclass(frozen=True)
+class Change:
+    """Accuracy with one value of a setting minus that with another, in points, over seeds."""
+
+    where: str  # what else was swept, in words
+    value: str
+    reference: str
+    difference: Estimate
+    p: float | None  # None with fewer than six seeds
+    corrected: float | None = None  # Holm, over the changes of the setting
+
+    @property
+    def verdict(self) -> str:
+        """What is shown."""
+        if self.corrected is None:
+            return f"none possible: fewer than {MIN_SEEDS} seeds"
+        if self.corrected >= LEVEL:
+            return "not shown to differ"
+        return "more accurate" if self.difference.mean > 0 else "less accurate"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting that was swept beside axes and orders."""
+
+    key: str
+    order: str
+    changes: list[Change]
+
+
+def settings(cases: list[Case]) -> list[Setting]:
+    """Compares the values of every swept setting that is no axis with its default.
+
+    Where the default was not run, the first value stands for it. Of several orders the reference
+    order is shown, or else that with the most runs.
+    """
+    runs = [run.order for case in cases for run in case.runs]
+    order = REFERENCE if REFERENCE in runs else max(runs, key=runs.count, default="")
+    keys = dict.fromkeys(key for case in cases for key in case.variant)
+    found = [Setting(key, order, _changes(key, order, cases)) for key in keys]
+    return [setting for setting in found if setting.changes]
+
+
+def _changes(key: str, order: str, cases: list[Case]) -> list[Change]:
+    groups: dict[tuple[str, ...], dict[str, Case]] = defaultdict(dict)
+    for case in cases:
+        if key in case.variant:
+            others = (f"{k}={v}" for k, v in case.variant.items() if k != key)
+            axes = (axis(k, value) for k, value in case.axes.items())
+            groups[case.backbone, case.dataset, *others, *axes][case.variant[key]] = case
+    found = []
+    for where, of in groups.items():
+        usual = default if (default := default_of(key)) in of else next(iter(of))
+        before = _by_seed(of[usual], order)
+        for value, case in of.items():
+            after = _by_seed(case, order)
+            gains = [after[seed] - before[seed] for seed in sorted(after.keys() & before.keys())]
+            if value != usual and (difference := estimate(gains)):
+                p = sign_flip(gains) if len(gains) >= MIN_SEEDS else None
+                found.append(Change(" · ".join(where), value, usual, difference, p))
+    corrected = iter(holm([change.p for change in found if change.p is not None]))
+    return [c if c.p is None else replace(c, corrected=next(corrected)) for c in found]
+
+
+def _by_seed(case: Case, order: str) -> dict[int, float]:
+    """The accuracy of each seed, the mean over its repetitions."""
+    found: dict[int, list[float]] = defaultdict(list)
+    for run in case.of(order):
+        found[run.seed].append(run.accuracy)
+    return {seed: sum(values) / len(values) for seed, values in found.items()}
