@@ -1,20 +1,19 @@
 """Compares every order with the reference order, and says in words what is proven."""
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pqd.report import words
 from pqd.report.cases import FULL, REFERENCE, Case, sort_orders
 from pqd.report.load import Run
+from pqd.report.paired import Paired, corrected
 from pqd.report.statistics import (
     LEVEL,
     MIN_SEEDS,
     Estimate,
     estimate,
-    holm,
     pairs_needed,
     sign_flip,
-    smallest_p,
 )
 
 Mean = tuple[str, str, Estimate]  # order, case, accuracy in %
@@ -22,36 +21,13 @@ Pair = tuple[tuple[str, ...], str, str]  # repetition, backbone, data set
 Seed = tuple[int, str, str]  # and the backbone and data set that it is of
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Accuracy of an order minus that of the reference, in points, over pairs."""
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Paired):
+    """Accuracy of an order minus that of the reference."""
 
     order: str
     full: bool  # of as many stages as the reference: only such orders answer which is best
-    difference: Estimate  # n is the number of pairs
     seeds: int  # different seeds among the pairs
-    p: float | None  # None with fewer than six seeds
-    corrected: float | None = None  # Holm, over the tested orders
-    smallest: float | None = None  # `corrected`, had every order's differences all one sign
-
-    @property
-    def proven(self) -> bool:
-        """Whether the corrected p is below the level."""
-        return self.corrected is not None and self.corrected < LEVEL
-
-    @property
-    def verdict(self) -> str:
-        """What is shown of this order alone."""
-        if self.corrected is None or self.smallest is None:
-            return f"none possible: fewer than {MIN_SEEDS} seeds"
-        if self.proven:
-            return "more accurate" if self.difference.mean > 0 else "less accurate"
-        if self.smallest >= LEVEL:
-            return (
-                f"could not be shown: with {words.count(self.difference.n, 'pair')} "
-                f"corrected p ≥ {words.p(self.smallest)}"
-            )
-        return "not shown to differ"
 
 
 def compare(cases: list[Case]) -> list[Comparison]:
@@ -85,17 +61,10 @@ def compare(cases: list[Case]) -> list[Comparison]:
         if difference := estimate(differences):
             p = sign_flip(differences) if len(seeds) >= MIN_SEEDS else None
             full = lengths[order] >= FULL
-            found[full].append(Comparison(order, full, difference, len(seeds), p))
-    return [*_corrected(found[True]), *_corrected(found[False])]
-
-
-def _corrected(found: list[Comparison]) -> list[Comparison]:
-    corrected = iter(holm([c.p for c in found if c.p is not None]))
-    smallest = iter(holm([smallest_p(c.difference.n) for c in found if c.p is not None]))
-    return [
-        c if c.p is None else replace(c, corrected=next(corrected), smallest=next(smallest))
-        for c in found
-    ]
+            found[full].append(
+                Comparison(order=order, full=full, difference=difference, seeds=len(seeds), p=p)
+            )
+    return [*corrected(found[True]), *corrected(found[False])]
 
 
 def verdict(comparisons: list[Comparison], means: list[Mean]) -> str:

@@ -1,32 +1,21 @@
 """Which value of a setting: runs of one order that differ in it alone, paired by seed."""
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pqd.report.cases import REFERENCE, Case, axis
 from pqd.report.load import default_of
-from pqd.report.statistics import LEVEL, MIN_SEEDS, Estimate, estimate, holm, sign_flip
+from pqd.report.paired import Paired, corrected
+from pqd.report.statistics import MIN_SEEDS, estimate, sign_flip
 
 
-@dataclass(frozen=True)
-class Change:
-    """Accuracy with one value of a setting minus that with another, in points, over seeds."""
+@dataclass(frozen=True, kw_only=True)
+class Change(Paired):
+    """Accuracy with one value of a setting minus that with another."""
 
     where: str  # what else was swept, in words
     value: str
     reference: str
-    difference: Estimate
-    p: float | None  # None with fewer than six seeds
-    corrected: float | None = None  # Holm, over the changes of the setting
-
-    @property
-    def verdict(self) -> str:
-        """What is shown."""
-        if self.corrected is None:
-            return f"none possible: fewer than {MIN_SEEDS} seeds"
-        if self.corrected >= LEVEL:
-            return "not shown to differ"
-        return "more accurate" if self.difference.mean > 0 else "less accurate"
 
 
 @dataclass(frozen=True)
@@ -67,9 +56,16 @@ def _changes(key: str, order: str, cases: list[Case]) -> list[Change]:
             gains = [after[seed] - before[seed] for seed in sorted(after.keys() & before.keys())]
             if value != usual and (difference := estimate(gains)):
                 p = sign_flip(gains) if len(gains) >= MIN_SEEDS else None
-                found.append(Change(" · ".join(where), value, usual, difference, p))
-    corrected = iter(holm([change.p for change in found if change.p is not None]))
-    return [c if c.p is None else replace(c, corrected=next(corrected)) for c in found]
+                found.append(
+                    Change(
+                        where=" · ".join(where),
+                        value=value,
+                        reference=usual,
+                        difference=difference,
+                        p=p,
+                    )
+                )
+    return corrected(found)
 
 
 def _by_seed(case: Case, order: str) -> dict[int, float]:
