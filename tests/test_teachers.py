@@ -267,6 +267,19 @@ class TestForeign:
         found = attached(run, teachers=mixed)
         assert found.teacher_accuracy == small[1]["validation_accuracy"]
 
+    def test_alike_but_for_their_images_or_given_twice(self, run, small, large):
+        """Names are for messages: the same checkpoint can be several teachers."""
+        given = {"backbone": "resnet8", "checkpoint": str(small[0])}
+        found = [given, given | {"image_size": 16}, given | {"mean": [0.1], "std": [0.2]}]
+        images = next(run.batches.epoch(0)).images
+        alone = [attached(run, teachers=[one]).teacher(images) for one in found]
+        several = attached(run, teachers=found).teacher(images)
+        assert torch.allclose(several, sum(alone) / 3, atol=1e-5)
+        one, two = str(small[0]), str(large[0])
+        alone = [attached(run, teacher=path).teacher(images) for path in (one, two)]
+        weighed = attached(run, teachers=[one, one, two]).teacher(images)
+        assert torch.allclose(weighed, (2 * alone[0] + alone[1]) / 3, atol=1e-5)
+
 
 class TestSettings:
     @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Knowledge distillation from a dense teacher."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from functools import partial
 from typing import Any
@@ -109,12 +109,12 @@ class Distill(Stage):
             UserError: see `pqd.stages.teachers.load`.
         """
         if specs := teachers.parse(self.options.teacher, self.options.teachers):
-            self._ask({teachers.name_of(spec): spec for spec in specs})
+            self._ask([(teachers.name_of(spec), spec) for spec in specs])
 
     def start(self, model: fx.GraphModule) -> None:
         """Loads the run's dense network as the teacher, and asks it where that is done once."""
         if self.teacher is None:
-            self._ask({"the dense network, the teacher": str(self.context.baseline)})
+            self._ask([("the dense network, the teacher", str(self.context.baseline))])
         if self.options.cache_logits:
             self.known = self._logits()
 
@@ -140,10 +140,11 @@ class Distill(Stage):
             targets = self.teacher(batch.images)
         return targets.clone()  # outside, as what the loss keeps for its gradient
 
-    def _ask(self, specs: Mapping[str, Spec]) -> None:
-        """Loads the teachers, given by name, and shows what they are worth."""
-        found = [teachers.load(spec, self.context.dataset) for spec in specs.values()]
-        accuracies = list(map(partial(examine, self.context), found, specs))
+    def _ask(self, named: Sequence[tuple[str, Spec]]) -> None:
+        """Loads the teachers, each with its name, and shows what they are worth."""
+        found = [teachers.load(spec, self.context.dataset) for _, spec in named]
+        names = [name for name, _ in named]  # several may share one
+        accuracies = list(map(partial(examine, self.context), found, names))
         if len(found) == 1:
             self.teacher, self.teacher_accuracy = found[0], accuracies[0]
         else:
