@@ -141,6 +141,10 @@ def test_the_budget_scales_all_epochs():
         ("dataset.mean=[123.7]", "dataset.mean=123.7 is outside [0, 1]"),
         ("dataset.std=[0]", "dataset.std=0.0 is outside (0, 1]"),
         ("dataset.std=wide", "dataset.std"),
+        (
+            "baseline.new_head=true",
+            "baseline.new_head=true needs baseline.checkpoint=FILE to start",
+        ),
         ("distill.cache_logits=true", "needs images that are the same in every epoch"),
     ],
 )
