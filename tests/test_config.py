@@ -152,6 +152,16 @@ def test_a_mistake_is_one_line(override, line):
     assert line in line_for(override)
 
 
+@pytest.mark.parametrize("key", ["names", "threads", "batch_sizes"])
+def test_a_budget_in_time_needs_a_place_where_it_is_measured(key):
+    """Without one an empty list measures nothing, as may be wanted."""
+    for budget in ("speedup=2.0", "latency_ms=1.0"):
+        line = line_for("prune=channels", f"prune.{budget}", f"runtime.{key}=[]")
+        assert line == f"runtime.{key}=[] is empty; prune.{budget} goes by its first entry"
+    empty = parsed("prune=channels", "prune.macs=0.5", f"runtime.{key}=[]")
+    assert getattr(empty.runtime, key) == []
+
+
 @pytest.mark.parametrize(
     ("override", "line"),
     [
