@@ -99,6 +99,8 @@ class Distill(Stage):
         if settings.teacher in (None, ForeignTeacher()) and not settings.teachers:
             others = {k: v for k, v in found.items() if not k.startswith(f"{cls.name}.teacher")}
             return others | {f"{cls.name}.teacher": keys[BASELINE]}
+        if isinstance(settings.teacher, str):
+            found[f"{cls.name}.teacher"] = teachers.content(settings.teacher, digest)
         several = [teachers.content(given, digest) for given in settings.teachers]
         return found | {f"{cls.name}.teachers": several}
 
