@@ -109,6 +109,12 @@ def test_timm_networks_compute_what_timm_does(name, kwargs):
     assert_same_function(traced, timm.create_model(name, num_classes=7, in_chans=1, **kwargs), 1)
 
 
+def test_arguments_of_timm_may_be_called_as_ours_are():
+    net = build(timm_net("resnet18", channels=(8, 8, 8, 16)), classes=7, channels=1, image_size=32)
+    assert net.get_submodule("layer4.0.conv1").weight.shape[0] == 16
+    assert net.get_submodule("conv1").weight.shape[1] == 1
+
+
 # What they branch on depends on the image size, or they are transformers.
 @pytest.mark.parametrize(
     ("name", "kwargs"),
@@ -167,6 +173,11 @@ def test_a_network_of_ones_own_is_found_by_its_path():
         ("nowhere.build", {}, "nowhere.build cannot be imported: ModuleNotFoundError.*PYTHONPATH"),
         (f"{__name__}.nothing", {}, "nothing cannot be imported: AttributeError: .*is accepted"),
         (f"{__name__}.custom", {"depth": 3}, "custom fails with classes=10, .*TypeError: .*depth"),
+        (
+            f"{__name__}.custom",
+            {"classes": 3},
+            "TypeError: .*multiple values for argument 'classes'",
+        ),
         (f"{__name__}.custom", {"wrong": "raises"}, "RuntimeError: too wide$"),
         (f"{__name__}.custom", {"wrong": "returns"}, "custom returns list; an nn.Module is needed"),
     ],
@@ -300,6 +311,9 @@ def test_layers_that_cannot_be_deployed_are_named():
         (timm_net("qqqqqqqqqqqq"), r"unknown to timm .*timm.list_models\(\)"),
         (timm_net("test_resnet", depht=3), "cannot build backbone.name=test_resnet .*depht"),
         (timm_net("test_resnet", num_classes=3), "cannot build .*num_classes"),
+        (BackboneConfig("timm", "test_resnet", {"name": 3}), "cannot build .*'name'"),
+        (BackboneConfig("timm", "test_resnet", {"classes": 3}), "cannot build .*'classes'"),
+        (BackboneConfig("timm", "test_resnet", {"model_name": "x"}), "cannot build .*'model_name'"),
         (timm_net("test_nfnet"), r"compressed: layer .* \(ScaledStdConv2d\)"),
         (timm_net("ghostnetv2_100"), r"images of shape \[3, 32, 32\] .*too small"),
     ],

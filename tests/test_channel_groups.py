@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import fx, nn
+from torch.nn import functional as F
 
 from nets import PreActivation, Residual, traced
 from pqd.backbones import build
@@ -108,6 +109,19 @@ class Concatenated(nn.Module):
         return self.fc(self.depthwise(x).flatten(1))
 
 
+class Pooled(nn.Module):
+    """Two convolutions, and a pool between the first and the second."""
+
+    def __init__(self, pool, columns):
+        super().__init__()
+        self.pool = pool
+        self.conv1, self.conv2 = nn.Conv2d(3, 16, 1), nn.Conv2d(columns, 4, 1)
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.fc(self.conv2(self.pool(self.conv1(x))).mean((2, 3)))
+
+
 class TestOperations:
     def test_residual(self):
         (group,) = found(traced(Residual)).groups
@@ -173,6 +187,50 @@ class TestOperations:
 
         (group,) = found(fx.symbolic_trace(Net())).groups
         assert group.members[0].index.min() >= 4
+
+    @pytest.mark.parametrize(
+        ("pool", "columns", "name"),
+        [
+            (lambda x: F.max_pool2d(x.permute(0, 2, 3, 1), (1, 2)).permute(0, 3, 1, 2), 8, "permu"),
+            (lambda x: F.max_pool2d(F.pixel_shuffle(x, 2), 2), 4, "pixel_shuffle"),
+            (
+                lambda x: F.adaptive_max_pool2d(x.transpose(1, 3), (8, 1)).transpose(1, 3),
+                1,
+                "trans",
+            ),
+            (lambda x: F.max_pool2d(x, 2, return_indices=True)[0], 16, "max_pool2d"),
+        ],
+    )
+    def test_a_max_pool_over_several_channels_pins_them(self, pool, columns, name):
+        here = found(fx.symbolic_trace(Pooled(pool, columns)))
+        assert [group.name for group in here.groups] == ["conv2"]
+        assert name in here.unsupported[0]
+
+    @pytest.mark.parametrize(
+        "pool",
+        [
+            lambda x: F.max_pool2d(x, 2),
+            lambda x: F.max_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 2),
+            lambda x: F.adaptive_max_pool2d(x, (1, 2)),
+        ],
+    )
+    def test_a_max_pool_over_places_pins_nothing(self, pool):
+        here = found(fx.symbolic_trace(Pooled(pool, 16)))
+        assert [(group.name, group.units) for group in here.groups] == [("conv1", 16), ("conv2", 4)]
+        assert here.unsupported == ()
+
+    def test_what_no_layer_reads_stays(self):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv1, self.conv2 = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+                self.unread, self.norm = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)
+
+            def forward(self, x):
+                self.norm(self.unread(x))
+                return self.conv2(self.conv1(x)).mean((2, 3))
+
+        assert [group.name for group in found(fx.symbolic_trace(Net())).groups] == ["conv1"]
 
     def test_the_network_stays_as_it_is(self):
         model = traced(Residual).train()

@@ -141,11 +141,25 @@ def test_the_budget_scales_all_epochs():
         ("dataset.mean=[123.7]", "dataset.mean=123.7 is outside [0, 1]"),
         ("dataset.std=[0]", "dataset.std=0.0 is outside (0, 1]"),
         ("dataset.std=wide", "dataset.std"),
+        (
+            "baseline.new_head=true",
+            "baseline.new_head=true needs baseline.checkpoint=FILE to start",
+        ),
         ("distill.cache_logits=true", "needs images that are the same in every epoch"),
     ],
 )
 def test_a_mistake_is_one_line(override, line):
     assert line in line_for(override)
+
+
+@pytest.mark.parametrize("key", ["names", "threads", "batch_sizes"])
+def test_a_budget_in_time_needs_a_place_where_it_is_measured(key):
+    """Without one an empty list measures nothing, as may be wanted."""
+    for budget in ("speedup=2.0", "latency_ms=1.0"):
+        line = line_for("prune=channels", f"prune.{budget}", f"runtime.{key}=[]")
+        assert line == f"runtime.{key}=[] is empty; prune.{budget} goes by its first entry"
+    empty = parsed("prune=channels", "prune.macs=0.5", f"runtime.{key}=[]")
+    assert getattr(empty.runtime, key) == []
 
 
 @pytest.mark.parametrize(

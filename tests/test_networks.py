@@ -153,6 +153,11 @@ FORMS = {
     "compiled.pt": lambda s: {f"module._orig_mod.{k}": v for k, v in s.items()},
     "wrapped.pt": lambda s: {f"net.model.{k}": v for k, v in s.items()},
     "other_key.pth": lambda s: {"weights": s, "acc": 93.2},
+    "figures.pth.tar": lambda s: {"epoch": 3, "state_dict": s, "best_acc1": torch.tensor(93.1)},
+    "figures_beside_another_key.pth": lambda s: {"net": s, "acc": torch.tensor([93.2])},
+    "nested.pth": lambda s: {"model": {"state_dict": s, "step": torch.tensor(7)}, "lr": 0.1},
+    "nested_in_another_key.pth": lambda s: {"checkpoint": {"model": s, "step": torch.tensor(7)}},
+    "parts.pth": lambda s: s | {"extra": {"seen": torch.tensor(7)}},
     "without_counters.pth": lambda s: {
         k: v for k, v in s.items() if not k.endswith("num_batches_tracked")
     },

@@ -247,7 +247,7 @@ def search(hydra, monkeypatch):
         sweeper.hydra_context = SimpleNamespace(config_loader=hydra.config_loader)
         objectives = "objectives=[validation_accuracy,package_bytes]"
         try:
-            sweeper.sweep([*(arguments or SPACE), "experiment=demo", "logger=none", objectives])
+            sweeper.sweep([objectives, *(arguments or SPACE), "experiment=demo", "logger=none"])
         finally:
             launcher.folders = finish._jobs
         return launcher
@@ -293,6 +293,12 @@ def test_all_its_trials_share_one_frontier_of_the_report(search, tmp_path):
     [
         (["seed=1"], {}, "a search has nothing to choose from"),
         ([*SPACE, "dry_run=true"], {}, "a search learns nothing from dry_run=true"),
+        ([*SPACE, "objectives=[]"], {}, "objectives=[] is empty; give some of validation_accuracy"),
+        (
+            [*SPACE, "objectives=[latency_ms]", "runtime.threads=[]"],
+            {},
+            "runtime.threads=[] is empty; objectives=latency_ms goes by its first entry",
+        ),
         (SPACE, {"n_trials": 0}, "hydra.sweeper.n_trials=0: at least 1 is accepted"),
         (SPACE, {"limits": {"speed": 1}}, "limits.speed: the objectives are "),
         ([*SPACE, "prune.ramp=2"], {}, "prune.ramp=2.0 is outside [0, 1]"),

@@ -267,6 +267,19 @@ class TestForeign:
         found = attached(run, teachers=mixed)
         assert found.teacher_accuracy == small[1]["validation_accuracy"]
 
+    def test_alike_but_for_their_images_or_given_twice(self, run, small, large):
+        """Names are for messages: the same checkpoint can be several teachers."""
+        given = {"backbone": "resnet8", "checkpoint": str(small[0])}
+        found = [given, given | {"image_size": 16}, given | {"mean": [0.1], "std": [0.2]}]
+        images = next(run.batches.epoch(0)).images
+        alone = [attached(run, teachers=[one]).teacher(images) for one in found]
+        several = attached(run, teachers=found).teacher(images)
+        assert torch.allclose(several, sum(alone) / 3, atol=1e-5)
+        one, two = str(small[0]), str(large[0])
+        alone = [attached(run, teacher=path).teacher(images) for path in (one, two)]
+        weighed = attached(run, teachers=[one, one, two]).teacher(images)
+        assert torch.allclose(weighed, (2 * alone[0] + alone[1]) / 3, atol=1e-5)
+
 
 class TestSettings:
     @pytest.mark.parametrize(
@@ -302,4 +315,44 @@ class TestSettings:
         assert alike[0] == alike[1] != key(teacher=ForeignTeacher(**foreign("a", image_size=9)))
         assert key(teachers=[foreign("a")]) == key(teachers=[foreign("b")])
         assert key(teachers=[foreign("a")]) != key(teachers=[foreign("c")])
+        spelled_out = [foreign("a", image_size=None), foreign("a", image_size=9)]
+        assert [key(teachers=[of]) == key(teachers=[foreign("a")]) for of in spelled_out] == [1, 0]
         assert len({key(), key(teacher=a), alike[0], key(teachers=[a])}) == 4
+
+    def test_so_does_what_of_the_recipe_decides_outputs(self, tmp_path):
+        blueprint = Blueprint(BackboneConfig("resnet8", "resnet8"), 10, 1, 8, (0.5,), (0.2,))
+        save_network(blueprint.build(), blueprint, tmp_path)
+        weights = tmp_path / "model.safetensors"
+
+        def keys():
+            given = [
+                {name: value}
+                for path in (str(tmp_path), str(weights))
+                for name, value in (("teacher", path), ("teachers", [path]))
+            ]
+            found = [config("d", distill=settings("distill", **options)) for options in given]
+            return [stage_keys(one, {"images": ""})["distill"] for one in found]
+
+        def write(**changed):
+            recipe = json.loads((tmp_path / "recipe.json").read_text())
+            recipe |= {name: new for name, new in changed.items() if name in recipe}
+            recipe["blueprint"] |= {n: new for n, new in changed.items() if n not in recipe}
+            (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+
+        seen = [keys()]
+        for changed in (
+            {"mean": [0.4]},
+            {"std": [0.3]},
+            {"image_size": 16},
+            {"constraints": [{"constraint": "fake_quant", "code_max": 127}]},
+        ):
+            write(**changed)
+            seen.append(keys())
+        for same_setting in zip(*seen, strict=True):
+            assert len(set(same_setting)) == len(seen)
+        write(torch="0.0")  # is only told
+        assert keys() == seen[-1]
+        ours = config("none", baseline=settings("baseline", checkpoint=str(tmp_path)))
+        before = stage_keys(ours, {"images": ""})
+        write(mean=[0.1])  # a checkpoint is its weights
+        assert stage_keys(ours, {"images": ""}) == before

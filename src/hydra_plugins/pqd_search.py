@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn
+from omegaconf import OmegaConf
 
 from hydra_plugins.pqd_waves import Planned, WaveSweeper
 from pqd import result
+from pqd.config import RuntimeConfig
 from pqd.errors import UserError
 from pqd.identity import run_hash
 from pqd.locks import held
@@ -88,6 +90,10 @@ class SearchSweeper(WaveSweeper):
         cfg = self.loader.load_sweep_config(self.config, fixed)
         if cfg.dry_run:
             raise UserError("a search learns nothing from dry_run=true; try it on a single run")
+        if "latency_ms" in cfg.objectives:
+            runtime = OmegaConf.to_object(cfg.runtime)
+            assert isinstance(runtime, RuntimeConfig)
+            runtime.first("objectives=latency_ms")
         study = Study(self.storage, dimensions, cfg.objectives, seed=self.seed, limits=self.limits)
         if first := study.first:
             study.check(run_hash(self._job(study, first, fixed).settings))

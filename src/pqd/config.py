@@ -143,6 +143,20 @@ class RuntimeConfig:
     max_interval: float = option(0.1, above=0)  # a relatively wider 95 % interval is noisy
     seed: int = option(0, low=0)  # of the order of the blocks and of the bootstrap
 
+    def first(self, asks: str) -> tuple[str, int, int]:
+        """Returns the runtime, thread count and batch size whose latency something goes by.
+
+        Args:
+            asks: the setting that does, for messages; without one a list may be empty.
+
+        Raises:
+            UserError: a list is empty, so that nothing is measured.
+        """
+        for key in ("names", "threads", "batch_sizes"):
+            if not getattr(self, key):
+                raise UserError(f"runtime.{key}=[] is empty; {asks} goes by its first entry")
+        return self.names[0], self.threads[0], self.batch_sizes[0]
+
 
 @dataclass
 class ExportConfig:

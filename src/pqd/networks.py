@@ -84,6 +84,19 @@ def load_blueprint(path: Path) -> Blueprint:
     return _blueprint(_recipe(path.parent if path.is_file() else path))
 
 
+def built_from(path: Path) -> dict[str, Any] | None:
+    """Returns what, besides its weights, the outputs of a network (as of `load_network`) depend on.
+
+    Returns:
+        What it is built from and its constraints; None where there is no recipe that can be read.
+    """
+    try:
+        recipe = _recipe(path.parent if path.is_file() else path)
+        return {"blueprint": asdict(_blueprint(recipe)), "constraints": recipe["constraints"]}
+    except UserError:
+        return None
+
+
 def _recipe(folder: Path) -> dict[str, Any]:
     path = folder / RECIPE
     try:

@@ -11,7 +11,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from pqd import keys, options
-from pqd.config import Config
+from pqd.config import BASELINE, Config
 from pqd.errors import choices
 from pqd.stages import STAGES, spelled
 
@@ -60,6 +60,6 @@ def parse(cfg: DictConfig) -> Config:
     for name in config.stop_below:
         if name not in STAGES:
             raise choices("stop_below", name, STAGES)
-    for stage in order:
+    for stage in (STAGES[BASELINE], *order):
         stage.check(config)
     return config

@@ -158,19 +158,30 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _state_dict(found: Any, path: Path) -> dict[str, Tensor]:
-    """Returns the state dict that a file holds, at its top or under a key."""
+    """Returns the state dict that a file holds: under a usual key, at its top, or under another."""
     if not isinstance(found, Mapping):
         raise UserError(f"checkpoint {path} holds a {type(found).__name__}, no state dict")
-    if tensors := _tensors(found):
-        return tensors
-    below = {str(key): tensors for key, value in found.items() if (tensors := _tensors(value))}
-    chosen = [below[key] for key in _KEYS if key in below]
-    if not chosen and len(below) != 1:
-        keys = ", ".join(map(str, found)) or "none"
-        raise UserError(
-            f"checkpoint {path} holds no state dict under {', '.join(_KEYS)}; its keys: {keys}"
-        )
-    return chosen[0] if chosen else next(iter(below.values()))
+    if usual := _under_keys(found):
+        return usual
+    # Figures may be tensors, too, as may parts of a state dict lie deeper: most are weights.
+    top = _tensors(found)
+    below = [state for v in found.values() if (state := _under_keys(v) or _tensors(v))]
+    if len(top) > max(map(len, below), default=0):
+        return top
+    if len(below) == 1:
+        return below[0]
+    keys = ", ".join(map(str, found)) or "none"
+    raise UserError(
+        f"checkpoint {path} holds no state dict under {', '.join(_KEYS)}; its keys: {keys}"
+    )
+
+
+def _under_keys(found: Any) -> dict[str, Tensor]:
+    """Returns the tensors under the first usual key that has any, however deep those keys nest."""
+    if not isinstance(found, Mapping):
+        return {}
+    states = (_under_keys(found.get(key)) or _tensors(found.get(key)) for key in _KEYS)
+    return next(filter(None, states), {})
 
 
 def _tensors(found: Any) -> dict[str, Tensor]:

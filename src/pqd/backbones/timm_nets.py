@@ -9,7 +9,7 @@ from torch import nn
 from pqd.errors import UserError, one_line
 
 
-def create(name: str, classes: int, channels: int, **kwargs: Any) -> nn.Module:
+def create(name: str, classes: int, channels: int, /, **kwargs: Any) -> nn.Module:
     """Builds timm's network `name`.
 
     Args:

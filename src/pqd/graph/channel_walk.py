@@ -182,8 +182,8 @@ class Walk(fx.Interpreter):
             return args[0] if isinstance(args[0], Tensor) else args[1]
         if node.target in _ARITHMETIC and len(view.activations(node)) == 2:
             return self._sum(*args[:2])
-        if view.is_average_pool(node):
-            return self._average(node, args, kwargs)
+        if view.is_average_pool(node) or view.is_max_pool(node):
+            return self._pool(node, args, kwargs)
         if view.is_pass(node):
             return getattr(self, node.op)(node.target, args, kwargs)
         return None
@@ -225,7 +225,9 @@ class Walk(fx.Interpreter):
             return None
         return torch.where(one == PADDING, other, one) if padding.any() else one
 
-    def _average(self, node: fx.Node, args: Any, kwargs: Any) -> Tensor | None:
+    def _pool(self, node: fx.Node, args: Any, kwargs: Any) -> Tensor | None:
+        if not isinstance(self.full[node], Tensor):  # a max-pool that tells where it found them
+            return None
         if node.target not in _MEAN:
             return self._like(node, self._channels(node, "in", args[0], 1, noted=False), 1)
         run = getattr(self, node.op)

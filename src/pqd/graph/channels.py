@@ -135,7 +135,8 @@ def _groups(names: Names) -> Iterator[ChannelGroup]:
         signature = tuple((layer, side, len(index)) for (layer, side), index in place.items())
         alike.setdefault(signature, []).append(place)
     for signature, units in alike.items():
-        if len(units) == 1:  # the last one cannot go
+        read = any(side == "in" for _, side, _ in signature)
+        if len(units) == 1 or not read:  # the last one cannot go; nor what no layer reads
             continue
         yield ChannelGroup(
             tuple(

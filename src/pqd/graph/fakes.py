@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import map_arg
+from torch.utils._pytree import tree_leaves
 
 BATCHES = (2, 3)  # sizes: a number that both agree on does not depend on the batch
 
@@ -22,11 +23,16 @@ class Fakes:
         self.shape = shape
         self.computing = False
         self._values: dict[fx.Node, tuple[Any, ...]] = {}
+        self._written: dict[fx.Node, list[Tensor]] = {}
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
 
     def of(self, node: fx.Node) -> Any:
         """Returns the first value of a node; None where it is not known."""
         return (*self._values.get(node, ()), None)[0]
+
+    def written(self, node: fx.Node) -> list[Tensor]:
+        """Returns those of the values that a node reads that it changes in place."""
+        return self._written.get(node, [])
 
     def is_number(self, node: fx.Node) -> bool:
         """Tells whether a node is known to return something else than a tensor."""
@@ -35,6 +41,11 @@ class Fakes:
 
     def add(self, root: nn.Module, node: fx.Node) -> tuple[Any, ...]:
         """Computes the values of a node; none where that fails, as many things may."""
+        for source in node.all_input_nodes:
+            if source.op == "get_attr" and source not in self._values:  # a buffer or a constant
+                self.add(root, source)
+        read = [leaf for n in node.all_input_nodes for leaf in tree_leaves(self.of(n))]
+        versions = [(leaf, leaf._version) for leaf in read if isinstance(leaf, Tensor)]
         try:
             self.computing = True
             with self._mode, torch.no_grad():
@@ -44,6 +55,7 @@ class Fakes:
         finally:
             self.computing = False
         self._values[node] = found
+        self._written[node] = [tensor for tensor, old in versions if tensor._version != old]
         return found
 
     def _call(self, root: nn.Module, node: fx.Node, batch: int) -> Any:

@@ -6,6 +6,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from pqd.errors import UserError
+from pqd.graph.inplace import without_writes
 from pqd.graph.layers import check_layers, lift_layers, unwrap_constructors
 from pqd.graph.rewrite import Rewriter
 from pqd.graph.standardize import put_standardized, take_standardized
@@ -19,12 +20,13 @@ def trace(net: nn.Module, name: str, shape: tuple[int, int, int]) -> fx.GraphMod
 
     In the graph every layer is one node, and what a network computes from the size of its images
     is a constant. Timm's `BatchNormAct2d` becomes a batch norm and an activation, functional
-    dropout becomes a layer, `a += b` becomes `a + b`, and what computes nothing (`nn.Identity`,
-    dropout of probability 0, adding 0) is left out. A convolution or linear layer that does more
-    than torch's is traced into and becomes what it does: a padding and a plain convolution, say.
-    Timm's convolutions with standardized weights become plain ones with a parametrization.
-    Paddings, pools and convolutions that a runtime or a kernel gets wrong are rewritten (see
-    `Rewriter` and `rewrite_strides`).
+    dropout becomes a layer, `a += b` becomes `a + b`, which all later readers of `a` get (see
+    `without_writes`), and what computes nothing (`nn.Identity`, dropout of probability 0, adding
+    0) is left out. A convolution or linear layer that does more than torch's is traced into and
+    becomes what it does: a padding and a plain convolution, say. Timm's convolutions with
+    standardized weights become plain ones with a parametrization. Paddings, pools and
+    convolutions that a runtime or a kernel gets wrong are rewritten (see `Rewriter` and
+    `rewrite_strides`).
 
     Args:
         net: the network, which is used up: its layers move into the result.
@@ -49,6 +51,7 @@ def trace(net: nn.Module, name: str, shape: tuple[int, int, int]) -> fx.GraphMod
             raise
         except Exception as error:
             raise tracer.untraceable(error, "the network's own forward") from error
+        without_writes(graph, tracer.fakes, name)
         graphs.append(_simplify(graph, net))
     for evaluating, training_node in zip(graphs[0].nodes, graphs[1].nodes, strict=False):
         if evaluating.format_node() != training_node.format_node():
@@ -82,8 +85,6 @@ def _split_norm_act(net: nn.Module) -> dict[nn.Module, nn.Module]:
 
 def _simplify(graph: fx.Graph, net: nn.Module) -> fx.Graph:
     for node in list(graph.nodes):
-        if node.target is operator.iadd:
-            node.target = operator.add
         if node.target is F.dropout:  # has the mode of the trace among its arguments
             p = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
             path = f"functional_{node.name}"

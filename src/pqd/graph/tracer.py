@@ -1,5 +1,6 @@
 """A `torch.fx` tracer that knows the shape of every value."""
 
+import operator
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor, fx, nn
 from pqd.errors import UserError, one_line
 from pqd.graph.calls import tensors_first
 from pqd.graph.fakes import Fakes
+from pqd.graph.inplace import OPERATORS
 
 _OF_SHAPE = {"shape", "size", "ndim", "dim"}
 
@@ -30,7 +32,7 @@ class Tracer(fx.Tracer):
         """Takes the backbone's name, (C, H, W) of its images, and layers to call after others."""
         super().__init__()
         self.name = name
-        self._fakes = Fakes(shape)
+        self.fakes = Fakes(shape)
         self.after = after
         self.entered: dict[str, None] = {}  # layers that were traced into, in order
 
@@ -38,14 +40,14 @@ class Tracer(fx.Tracer):
         """As `fx.Tracer.trace`; numbers that nobody reads are left out of the graph."""
         graph = super().trace(root, *args, **kwargs)
         for node in reversed(graph.nodes):
-            number = self._fakes.is_number(node) and node.op != "output"
+            number = self.fakes.is_number(node) and node.op != "output"
             if (number or node.op == "get_attr") and not node.users:
                 graph.erase_node(node)
         return graph
 
     def map_size(self, node: fx.Node) -> tuple[int, int] | None:
         """Returns height and width of the maps [B, C, H, W] that a node returns, if it does."""
-        value = self._fakes.of(node)
+        value = self.fakes.of(node)
         known = isinstance(value, Tensor) and value.ndim == 4
         return (int(value.shape[2]), int(value.shape[3])) if known else None
 
@@ -66,7 +68,7 @@ class Tracer(fx.Tracer):
         kwargs: dict[str, Any],
     ) -> Any:
         """Calls a layer, or traces into it, and then what comes `after` it."""
-        if self._fakes.computing:
+        if self.fakes.computing:
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
         if isinstance(m, nn.Conv2d | nn.Linear) and not self.is_leaf_module(m, path):
@@ -101,7 +103,7 @@ class Tracer(fx.Tracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Returns a layer's attribute, a proxy where it is a parameter."""
-        if self._fakes.computing:
+        if self.fakes.computing:
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
@@ -111,7 +113,7 @@ class Tracer(fx.Tracer):
 
     def iter(self, obj: Any) -> Any:
         """Iterates over a value of known length, such as the parts of a split."""
-        value = self._fakes.of(obj.node)
+        value = self.fakes.of(obj.node)
         if isinstance(value, tuple | list):
             return iter([obj[i] for i in range(len(value))])
         return super().iter(obj)
@@ -129,7 +131,7 @@ class Tracer(fx.Tracer):
         if kind.startswith("call_"):
             args, kwargs = tensors_first(self.root, kind, target, args, kwargs)
         proxy = super().create_proxy(kind, target, args, kwargs, *more, **further)
-        values = self._fakes.add(self.root, proxy.node)
+        values = self.fakes.add(self.root, proxy.node)
         asks = target is getattr and args[1] in _OF_SHAPE
         asks = asks or (kind == "call_method" and target in _OF_SHAPE)
         return self._numbers(proxy, *values) if asks and values else proxy
@@ -148,6 +150,20 @@ class _Proxy(fx.Proxy):
         if k in _OF_SHAPE and k not in ("size", "dim"):  # those two are methods
             return self.tracer.create_proxy("call_function", getattr, (self, k), {})
         return super().__getattr__(k)
+
+
+def _in_place(name: str) -> Callable[[_Proxy, Any], Any]:
+    """Returns the method of `a += b` and its like; torch's proxy makes `a = a + b` of it."""
+
+    def method(proxy: _Proxy, other: Any) -> Any:
+        function, called = getattr(operator, f"i{name}"), OPERATORS[name].__name__
+        return proxy.tracer.create_proxy("call_function", function, (proxy, other), {}, called)
+
+    return method
+
+
+for _name in OPERATORS:
+    setattr(_Proxy, f"__i{_name}__", _in_place(_name))
 
 
 def is_plain(layer: nn.Module) -> bool:

@@ -23,12 +23,19 @@ _AVERAGE_POOL = {
     F.avg_pool2d,
     F.adaptive_avg_pool2d,
 } | _named("mean")
+_MAX_POOL = {
+    nn.MaxPool2d,
+    nn.AdaptiveMaxPool2d,
+    F.max_pool2d,
+    F.adaptive_max_pool2d,
+    torch.max_pool2d,
+}
 _FUNCTIONAL = {F.conv2d, F.linear}
 _JOIN = {torch.cat, torch.concat, torch.concatenate, torch.stack}
 _SPLIT = _named("chunk", "split", "tensor_split", "unbind")
 # Operations whose output holds values of their input only: quantized in, quantized out.
 _PASS = (
-    {nn.MaxPool2d, nn.AdaptiveMaxPool2d, F.max_pool2d, F.adaptive_max_pool2d, torch.max_pool2d}
+    _MAX_POOL
     | {nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Unflatten}
     | {nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle}
     | {nn.ReflectionPad2d, nn.ReplicationPad2d}
@@ -116,6 +123,10 @@ class Graph:
     def is_average_pool(self, node: fx.Node) -> bool:
         """Tells whether the node averages values of an activation."""
         return self._is(node, _AVERAGE_POOL) and self.is_activation(node)
+
+    def is_max_pool(self, node: fx.Node) -> bool:
+        """Tells whether the node takes the largest of several values of an activation."""
+        return self._is(node, _MAX_POOL) and self.is_activation(node)
 
     def is_join(self, node: fx.Node) -> bool:
         """Tells whether the node joins activations, and nothing else, to one."""

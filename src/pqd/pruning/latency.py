@@ -56,17 +56,17 @@ class Target:
             scheme: how networks are quantized for it.
 
         Raises:
-            UserError: it cannot be used here, or runs no INT8 file.
+            UserError: there is none, it cannot be used here, or runs no INT8 file.
         """
-        self.runtime = runtimes.usable(config.names[0])
+        name, threads, self.batch_size = config.first("a budget in time")
+        self.runtime = runtimes.usable(name)
         if self.runtime.runs != "onnx":
             raise UserError(
                 f"runtime.names={config.names}: a budget in time needs a runtime of INT8 files "
                 "first, onnxruntime or openvino"
             )
         self.config, self.scheme = config, scheme
-        self.threads = thread_counts(config.threads[:1])[0]
-        self.batch_size = config.batch_sizes[0]
+        (self.threads,) = thread_counts([threads])
         self.place = self.runtime.name, self.threads, self.batch_size
 
     def times(self, models: Mapping[str, Path], image: tuple[int, int, int]) -> dict[str, Blocks]:

@@ -59,11 +59,13 @@ class Study:
                 better.
 
         Raises:
-            UserError: a limit is on no objective, the file cannot be written, or it holds another
-                search or something else.
+            UserError: there is no objective, a limit is on none, the file cannot be written, or it
+                holds another search or something else.
         """
         self.dimensions, self.objectives, self.file = dimensions, list(objectives), file
         self.seed, self.limits = seed, dict(limits or {})
+        if not objectives:
+            raise UserError(f"objectives=[] is empty; give some of {', '.join(OBJECTIVES)}")
         if other := sorted(set(self.limits) - set(self.objectives)):
             raise UserError(f"limits.{other[0]}: the objectives are {', '.join(self.objectives)}")
         directions = [_DIRECTION[OBJECTIVES[name].maximise] for name in self.objectives]

@@ -1,6 +1,6 @@
 """Knowledge distillation from a dense teacher."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from functools import partial
 from typing import Any
@@ -99,6 +99,8 @@ class Distill(Stage):
         if settings.teacher in (None, ForeignTeacher()) and not settings.teachers:
             others = {k: v for k, v in found.items() if not k.startswith(f"{cls.name}.teacher")}
             return others | {f"{cls.name}.teacher": keys[BASELINE]}
+        if isinstance(settings.teacher, str):
+            found[f"{cls.name}.teacher"] = teachers.content(settings.teacher, digest)
         several = [teachers.content(given, digest) for given in settings.teachers]
         return found | {f"{cls.name}.teachers": several}
 
@@ -109,12 +111,12 @@ class Distill(Stage):
             UserError: see `pqd.stages.teachers.load`.
         """
         if specs := teachers.parse(self.options.teacher, self.options.teachers):
-            self._ask({teachers.name_of(spec): spec for spec in specs})
+            self._ask([(teachers.name_of(spec), spec) for spec in specs])
 
     def start(self, model: fx.GraphModule) -> None:
         """Loads the run's dense network as the teacher, and asks it where that is done once."""
         if self.teacher is None:
-            self._ask({"the dense network, the teacher": str(self.context.baseline)})
+            self._ask([("the dense network, the teacher", str(self.context.baseline))])
         if self.options.cache_logits:
             self.known = self._logits()
 
@@ -140,10 +142,11 @@ class Distill(Stage):
             targets = self.teacher(batch.images)
         return targets.clone()  # outside, as what the loss keeps for its gradient
 
-    def _ask(self, specs: Mapping[str, Spec]) -> None:
-        """Loads the teachers, given by name, and shows what they are worth."""
-        found = [teachers.load(spec, self.context.dataset) for spec in specs.values()]
-        accuracies = list(map(partial(examine, self.context), found, specs))
+    def _ask(self, named: Sequence[tuple[str, Spec]]) -> None:
+        """Loads the teachers, each with its name, and shows what they are worth."""
+        found = [teachers.load(spec, self.context.dataset) for _, spec in named]
+        names = [name for name, _ in named]  # several may share one
+        accuracies = list(map(partial(examine, self.context), found, names))
         if len(found) == 1:
             self.teacher, self.teacher_accuracy = found[0], accuracies[0]
         else:

@@ -76,7 +76,7 @@ class Prune(Stage):
         """Sees to it that there is one budget where channels are removed, and none elsewhere.
 
         Raises:
-            UserError: there is not.
+            UserError: there is not, or it is one in time and `runtime` measures nothing.
         """
         settings = config.of(cls.name)
         assert isinstance(settings, PruneSettings)
@@ -93,6 +93,8 @@ class Prune(Stage):
                 f"prune.sparsity={settings.sparsity} removes single weights, prune=channels keeps "
                 "those of the channels that stay; prune=channels_and_weights does both"
             )
+        if set(budgets(settings)) & set(TIMES):
+            config.runtime.first(given[0])
 
     @classmethod
     def identity(
@@ -106,7 +108,8 @@ class Prune(Stage):
         if not set(budgets(config.of(cls.name))) & set(TIMES):
             return found
         names = ("names", "threads", "batch_sizes")
-        found |= {f"runtime.{name}": getattr(config.runtime, name)[0] for name in names}
+        first = config.runtime.first("a budget in time")
+        found |= {f"runtime.{name}": value for name, value in zip(names, first, strict=True)}
         return found | {"scheme": asdict(config.target.scheme())}
 
     def attach(self, model: fx.GraphModule) -> None:

@@ -1,7 +1,7 @@
 """Teachers of distillation: networks from anywhere that take the student's images as their own."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from pqd import options
 from pqd.data import Dataset
 from pqd.devices import channels_last
 from pqd.errors import UserError, nearest, one_line
-from pqd.networks import load_blueprint, load_network
+from pqd.networks import built_from, load_blueprint, load_network
 from pqd.options import option
 from pqd.weights import load_weights
 
@@ -148,7 +148,7 @@ def foreign(key: str, given: dict[str, Any]) -> ForeignTeacher:
 
 
 def content(given: Any, digest: Callable[[str, Path], str] | None) -> Any:
-    """Returns, of one of `distill.teachers`, what a cache key depends on.
+    """Returns, of `distill.teacher` or one of `distill.teachers`, what a cache key depends on.
 
     Args:
         given: see `parse`.
@@ -157,8 +157,10 @@ def content(given: Any, digest: Callable[[str, Path], str] | None) -> Any:
     if digest is None:
         return given
     if isinstance(given, dict) and "checkpoint" in given:
-        return given | {"checkpoint": digest(KEY, Path(str(given["checkpoint"])))}
-    return digest(KEY, Path(str(given)))
+        whole = asdict(foreign(KEY, given))  # however much of it is spelled out
+        return whole | {"checkpoint": digest(KEY, Path(str(given["checkpoint"])))}
+    path = Path(str(given))
+    return {"weights": digest(KEY, path), "built_from": built_from(path)}
 
 
 def load(spec: Spec, dataset: Dataset) -> Teacher:
