@@ -14,10 +14,10 @@ import report_runs
 from configs import config, settings
 from nets import Residual, images, traced
 from pqd.artifact import Subject, doubts
-from pqd.bits.allocation import WIDTHS, allocate, bits_of, code_max_of
-from pqd.bits.measured import Layers, loss_increases, packed
 from pqd.config import AugmentConfig, BackboneConfig, DatasetConfig, TrainConfig
 from pqd.constraints import attach, constraints, package_size, rebuild, without_integers
+from pqd.constraints.bits.allocation import WIDTHS, allocate, bits_of, code_max_of
+from pqd.constraints.bits.measured import Layers, loss_increases, packed
 from pqd.constraints.fake_quant import WeightFakeQuant
 from pqd.constraints.lsq import LearnedSteps
 from pqd.constraints.mask import Masks, set_masks

@@ -8,9 +8,9 @@ from torch import nn
 
 from configs import config, settings
 from nets import Residual
-from pqd.bits.measured import Layers
 from pqd.config import AugmentConfig, BackboneConfig, DatasetConfig, TrainConfig
 from pqd.constraints import attach, constraints, describe, package_size, without_integers
+from pqd.constraints.bits.measured import Layers
 from pqd.constraints.package_size import PackageSize
 from pqd.networks import RECIPE, load_network
 from pqd.stages import STAGES

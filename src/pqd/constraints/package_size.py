@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from pqd.bits.allocation import WIDTHS, Choice, Floats, allocate, code_max_of
-from pqd.bits.measured import Layers, packed
 from pqd.constraints.base import CONSTRAINTS, Constraint, Write
+from pqd.constraints.bits.allocation import WIDTHS, Choice, Floats, allocate, code_max_of
+from pqd.constraints.bits.measured import Layers, packed
 from pqd.constraints.fake_quant import WeightFakeQuant
 from pqd.constraints.parametrization import find
 from pqd.errors import UserError

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from pqd import data
-from pqd.bits.allocation import WIDTHS, code_max_of
-from pqd.bits.measured import loss_increases
 from pqd.config import Config, ExportConfig, StageSettings
 from pqd.constraints import attach
+from pqd.constraints.bits.allocation import WIDTHS, code_max_of
+from pqd.constraints.bits.measured import loss_increases
 from pqd.constraints.fake_quant import activation_fake_quants
 from pqd.constraints.lsq import LearnedSteps
 from pqd.constraints.package_size import PackageSize
