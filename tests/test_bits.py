@@ -14,10 +14,10 @@ import report_runs
 from configs import config, settings
 from nets import Residual, images, traced
 from pqd.artifact import Subject, doubts
-from pqd.bits.allocation import WIDTHS, allocate, bits_of, code_max_of
-from pqd.bits.measured import Layers, loss_increases, packed
 from pqd.config import AugmentConfig, BackboneConfig, DatasetConfig, TrainConfig
 from pqd.constraints import attach, constraints, package_size, rebuild, without_integers
+from pqd.constraints.bits.allocation import WIDTHS, allocate, bits_of, code_max_of
+from pqd.constraints.bits.measured import Layers, loss_increases, packed
 from pqd.constraints.fake_quant import WeightFakeQuant
 from pqd.constraints.lsq import LearnedSteps
 from pqd.constraints.mask import Masks, set_masks
@@ -242,11 +242,7 @@ def test_a_package_above_its_limit_is_said():
     assert doubts(final, 100, bits) == []
 
 
-class Stopped(Exception):
-    pass
-
-
-def run(folder, order, stop=None, **quantize):
+def run(folder, order, **quantize):
     """Trains an order on digits; returns its folders and figures by stage."""
     trainer = Trainer(
         config(
@@ -265,11 +261,6 @@ def run(folder, order, stop=None, **quantize):
         kind = next(s for s in STAGES.values() if s.letter == letter)
         folders[kind.name] = folder / kind.name
         folders[kind.name].mkdir(parents=True, exist_ok=True)
-
-        def on_epoch(metrics, kind=kind):
-            if (kind.name, metrics["epoch"]) == stop:
-                raise Stopped
-
         figures[kind.name] = trainer.train(
             kind,
             folders[previous] if previous else None,
@@ -277,7 +268,7 @@ def run(folder, order, stop=None, **quantize):
             baseline=folders.get("baseline"),
             left=1,
             checkpoint=folder / f"{kind.name}.checkpoint",
-            on_epoch=on_epoch,
+            on_epoch=lambda metrics: None,
         )
         previous = kind.name
     return trainer, folders, figures
@@ -299,22 +290,6 @@ def test_a_later_stage_keeps_the_size_and_uses_it(tmp_path):
     assert sum(bits[1]) > sum(bits[0])  # what pruning saved
     recipe = json.loads((folders["prune"] / RECIPE).read_text())["constraints"]
     assert recipe[1] == {"constraint": "package_size", "kib": 30, "most_bits": 8}
-
-
-@pytest.mark.usefixtures("coded")
-def test_a_stage_that_is_resumed_ends_alike(tmp_path):
-    given = {"size_kib": 20, "quantizer": "lsq"}
-    _, whole, _ = run(tmp_path / "whole", "q", **given)
-    with pytest.raises(Stopped):
-        run(tmp_path / "parts", "q", stop=("quantize", 1), **given)
-    assert not (tmp_path / "parts" / "quantize" / RECIPE).exists()
-    _, parts, figures = run(tmp_path / "parts", "q", **given)
-    assert figures["quantize"]["epochs"] == 2
-    one, other = (load_network(f["quantize"]) for f in (whole, parts))
-    assert Layers(one).widths.tolist() == Layers(other).widths.tolist()
-    assert len(set(Layers(one).widths.tolist())) > 1
-    state = other.state_dict()
-    assert all(torch.equal(tensor, state[name]) for name, tensor in one.state_dict().items())
 
 
 class TestShown:

@@ -22,7 +22,7 @@ from pqd.constraints.fake_quant import activation_fake_quants
 from pqd.constraints.mask import Masks, set_masks, sparsity
 from pqd.constraints.quantization import FakeQuantization
 from pqd.errors import UserError
-from pqd.networks import Blueprint, load_network, save_network
+from pqd.networks import Blueprint, load_blueprint, load_network, save_network
 from pqd.scheme import Scheme
 from pqd.stages import STAGES
 from pqd.stages.quantize import calibrate
@@ -97,6 +97,37 @@ class TestDisk:
         (tmp_path / "recipe.json").write_text("[]")
         with pytest.raises(UserError, match="is not a recipe written by pqd"):
             load_network(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"blueprint": None}, "no network that can be rebuilt: it lacks 'blueprint'"),
+            ({"blueprint": 7}, "no network that can be rebuilt: TypeError: "),
+            ({"blueprint": {"backbone": {"depth": 8}}}, "unexpected keyword argument 'depth'"),
+            (
+                {"blueprint": {"backbone": {"builder": "resnet8"}}},
+                "rebuilt: TypeError: .*'classes'",
+            ),
+            ({"constraints": None}, "it lacks 'constraints'"),
+            ({"constraints": ["mask"]}, "no network that can be rebuilt: TypeError: "),
+            ({"constraints": [{}]}, "it lacks 'constraint'"),
+            ({"constraints": [{"constraint": "mask"}]}, "it lacks 'layers'"),
+            ({"constraints": [{"constraint": "masc"}]}, "constraint=masc is unknown .*mask"),
+            ({"constraints": [{"constraint": "mask", "layers": ["fc9"]}]}, "rebuilt: .*fc9"),
+            ({"format": 1}, "it lacks 'masks'"),
+        ],
+    )
+    def test_incomplete_and_foreign_recipes_are_named(self, tmp_path, changes, message):
+        save_network(self.blueprint.build(), self.blueprint, tmp_path)
+        path = tmp_path / "recipe.json"
+        recipe = json.loads(path.read_text()) | changes
+        path.write_text(json.dumps({k: v for k, v in recipe.items() if v is not None}))
+        with pytest.raises(UserError, match=rf"^{path}.* {message}") as caught:
+            load_network(tmp_path)
+        assert "\n" not in str(caught.value)
+        if "blueprint" in changes:
+            with pytest.raises(UserError, match=rf"^{path}.* {message}"):
+                load_blueprint(tmp_path)
 
 
 def saved(folder, content, name="w.pth"):

@@ -171,6 +171,19 @@ class TestLayersThatInherit:
         with pytest.raises(UserError, match="layers 0 and 1 share their weight"):
             traced(net)
 
+    @pytest.mark.parametrize("name", ["bias", "running_mean"])
+    def test_tensors_that_layers_share_are_refused(self, name):
+        net = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+        setattr(net[2], name, getattr(net[0], name))
+        with pytest.raises(UserError, match=f"layers 0 and 2 share their {name}; .* a {name} each"):
+            traced(net)
+
+    def test_a_batch_norm_that_is_called_twice_is_refused(self):
+        norm = nn.BatchNorm2d(3)
+        net = nn.Sequential(nn.Conv2d(3, 3, 1), norm, nn.Conv2d(3, 3, 1), norm)
+        with pytest.raises(UserError, match="calls layer 1 2 times; once is supported"):
+            traced(net)
+
 
 class TestCalls:
     def test_tensors_are_positional(self):

@@ -20,6 +20,7 @@ from pqd.constraints.quantization import FakeQuantization
 from pqd.data.batches import normalise
 from pqd.errors import UserError
 from pqd.export.onnx_file import take_pixels, write_onnx
+from pqd.identity import stage_keys
 from pqd.inspect.look import look
 from pqd.measure import Input, predictions
 from pqd.measure.bench import bench as measure
@@ -28,7 +29,7 @@ from pqd.measure.predict import predict
 from pqd.package import pack
 from pqd.runtimes import available
 from pqd.stages.quantize import calibrate
-from test_pipeline import BUILDERS, Tiny, config
+from test_pipeline import BUILDERS, Tiny, config, of
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 CLASSES = ["cat", "dog", "frog", "ship"]
@@ -119,6 +120,27 @@ def test_a_run_measures_what_it_deploys(tmp_path, monkeypatch):
     errors = [[layer.output_error for layer in final.layers if layer.name] for final in finals]
     assert errors[0] == errors[1]
     assert all(own.sizes[name] > plain.sizes[name] for name in ("int8_onnx", "fp32_onnx"))
+
+
+def test_a_size_is_that_of_the_form_that_ships(tmp_path, monkeypatch):
+    monkeypatch.setitem(BUILDERS, "tiny", lambda classes, channels, image_size: Tiny())
+    from pqd import pipeline
+
+    given = config(tmp_path, "q", export=ExportConfig(True), **of("quantize", size_kib=2.9))
+    found = pipeline.run(given, tmp_path / "run")
+    bits, shipped = found.stages[-1].bits, found.final.sizes["package"]
+    assert abs(bits.package_bytes - shipped) < 64  # its order's name
+    assert 0.9 * bits.limit_bytes < shipped <= bits.limit_bytes == int(2.9 * 1024)
+
+
+def test_the_form_decides_a_stage_where_its_size_is_given(tmp_path):
+    def changed(**options):
+        forms = (config(tmp_path, "pqd", export=ExportConfig(f), **options) for f in (False, True))
+        before, after = (stage_keys(form, {"images": ""}) for form in forms)
+        return [name for name in before if before[name] != after[name]]
+
+    assert changed() == []
+    assert changed(**of("quantize", size_kib=40)) == ["quantize", "distill"]
 
 
 def test_other_bytes_are_refused(tmp_path):

@@ -4,6 +4,8 @@ The recipe names the backbone and the constraints attached; rebuilding is backbo
 constraints, then state. No pickle is ever loaded.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from torch import fx
 
 from pqd import constraints, files
 from pqd.config import BackboneConfig
-from pqd.errors import UserError
+from pqd.errors import UserError, naming, one_line
 from pqd.weights import WEIGHTS, load_weights
 
 FORMAT = 2
@@ -67,8 +69,9 @@ def load_network(path: Path, *, quantized: bool = True) -> fx.GraphModule:
     """
     folder = path.parent if path.is_file() else path
     recipe = _recipe(folder)
-    model = _blueprint(recipe).build()
-    constraints.rebuild(model, recipe["constraints"])
+    with _naming(folder):
+        model = _blueprint(recipe).build()
+        constraints.rebuild(model, recipe["constraints"])
     load_weights(model, folder / WEIGHTS)
     if not quantized:
         constraints.without_integers(model)
@@ -81,7 +84,10 @@ def load_blueprint(path: Path) -> Blueprint:
     Raises:
         UserError: the folder holds no recipe of this format.
     """
-    return _blueprint(_recipe(path.parent if path.is_file() else path))
+    folder = path.parent if path.is_file() else path
+    recipe = _recipe(folder)
+    with _naming(folder):
+        return _blueprint(recipe)
 
 
 def built_from(path: Path) -> dict[str, Any] | None:
@@ -106,10 +112,26 @@ def _recipe(folder: Path) -> dict[str, Any]:
     except ValueError:
         raise UserError(f"{path} is not a recipe written by pqd") from None
     if recipe.get("format") == 1:
-        return recipe | {"constraints": _of_format_1(recipe)}
+        with _naming(folder):
+            return recipe | {"constraints": _of_format_1(recipe)}
     if recipe.get("format") != FORMAT:
         raise UserError(f"{path} is not a recipe of format {FORMAT}")
     return recipe
+
+
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Names the recipe of a folder in whatever keeps it from being followed."""
+    path = folder / RECIPE
+    try:
+        with naming(str(path)):
+            yield
+    except UserError:
+        raise
+    except Exception as error:  # a recipe that was not written here can be wrong in any way
+        key = isinstance(error, KeyError)
+        reason = f"it lacks {error}" if key else one_line(error, named=True)
+        raise UserError(f"{path} describes no network that can be rebuilt: {reason}") from error
 
 
 def _of_format_1(recipe: dict[str, Any]) -> list[dict[str, Any]]:

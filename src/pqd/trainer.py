@@ -53,7 +53,8 @@ class Trainer:
         self._forecast: Forecast | None = None  # of the first stage that is trained
         # As what is deployed in the end, but that a stage knows no later ones.
         order = spell([name for name, kind in STAGES.items() if kind.letter])
-        self._deployed = Subject(Path(), self.dataset, config.backbone.name, order)
+        backbone = config.backbone.name
+        self._deployed = Subject(Path(), self.dataset, backbone, order, config.export)
 
     def epochs(self, kind: type[Stage]) -> int:
         """Returns for how many epochs a stage will train; 0 where attaching is all there is."""

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import fx
 
+from pqd.errors import choices
 from pqd.registry import Registry
 
 Write = Callable[[fx.GraphModule, Path], None]  # a network, as the ONNX file that is deployed
@@ -93,10 +94,14 @@ def rebuild(model: fx.GraphModule, recipe: list[dict[str, Any]]) -> None:
     """Attaches the constraints of a recipe, in place.
 
     Raises:
-        KeyError: a constraint is not registered, or its description is incomplete.
+        UserError: a constraint is not registered, or the network does not bear it.
+        KeyError: a description is incomplete.
     """
     for description in recipe:
-        attach(model, CONSTRAINTS[description["constraint"]].rebuild(description))
+        name = description["constraint"]
+        if name not in CONSTRAINTS:
+            raise choices("constraint", name, CONSTRAINTS)
+        attach(model, CONSTRAINTS[name].rebuild(description))
 
 
 def without_integers(model: fx.GraphModule) -> None:

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx
+from torch import fx, nn
 
-from pqd.bits.allocation import WIDTHS, Choice, Floats, allocate, code_max_of
-from pqd.bits.measured import Layers, packed
 from pqd.constraints.base import CONSTRAINTS, Constraint, Write
+from pqd.constraints.bits.allocation import WIDTHS, Choice, Floats, allocate, code_max_of
+from pqd.constraints.bits.measured import Layers, packed
+from pqd.constraints.fake_quant import WeightFakeQuant
+from pqd.constraints.parametrization import find
 from pqd.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -42,15 +44,18 @@ class PackageSize(Constraint):
     def __init__(self, kib: float, most_bits: int) -> None:
         """Takes the largest size, in KiB, and the most bits of a weight."""
         self.kib, self.most_bits = kib, most_bits
-        self._known = False  # whether the bits of the state are in use: a stage may be resumed
         self._new = True  # whether this is the stage that attaches it
 
     def attach(self, model: fx.GraphModule) -> None:
-        """Starts with the bits that the fake-quantizers have."""
+        """Starts with the bits that the fake-quantizers have; a state that is loaded says others.
+
+        So they are in use before anything else is done with the network, in a resumed stage too.
+        """
         widths = torch.from_numpy(Layers(model).widths)
         model.register_buffer("package_size_losses", torch.zeros(len(widths), len(WIDTHS)))
         model.register_buffer("package_size_widths", widths)
         model.register_buffer("package_size_rest", torch.zeros((), dtype=torch.int64))
+        self._hook = model.register_load_state_dict_post_hook(_use_stored)
 
     def describe(self, model: fx.GraphModule) -> dict[str, Any]:
         """Names the size; the bits of each layer are the fake-quantizers'."""
@@ -65,6 +70,7 @@ class PackageSize(Constraint):
 
     def remove(self, model: fx.GraphModule) -> None:
         """Forgets what was measured."""
+        self._hook.remove()
         for name in ("losses", "widths", "rest"):
             delattr(model, f"package_size_{name}")
 
@@ -78,22 +84,15 @@ class PackageSize(Constraint):
         Raises:
             UserError: 2 bits everywhere may take more than the size.
         """
-        due = step in _checks(steps)
-        if self._known and not due:
+        if step not in _checks(steps):
             return
         layers = Layers(model)
-        if not self._known:
-            widths = model.get_buffer("package_size_widths").tolist()
-            for quantizer, width in zip(layers.quantizers.values(), widths, strict=True):
-                quantizer.code_max = code_max_of(WIDTHS[width])
-            self._known = True
-        if due:
-            sizes = layers.bytes()
-            if step == 0:
-                self._pack(model, layers, sizes, write)
-                if self._new:
-                    self._check(model, layers)
-            self._balance(model, layers, sizes, write)
+        sizes = layers.bytes()
+        if step == 0:
+            self._pack(model, layers, sizes, write)
+            if self._new:
+                self._check(model, layers)
+        self._balance(model, layers, sizes, write)
 
     def settle(self, model: fx.GraphModule, write: Write) -> dict[str, Any]:
         """Takes bits away until the package, really packed, fits; returns the `bits` of a stage."""
@@ -148,6 +147,13 @@ class PackageSize(Constraint):
                 f"quantize.size_kib={self.kib:g} is too small: with weights of 2 bits everywhere "
                 f"the package can take {needed / 1024:.1f} KiB; at least {least:g} is accepted"
             )
+
+
+def _use_stored(model: nn.Module, _keys: object) -> None:
+    """Gives layers the bits of a state that was loaded; what else they learned is in it, too."""
+    widths = model.get_buffer("package_size_widths").tolist()
+    for quantizer, width in zip(find(model, WeightFakeQuant).values(), widths, strict=True):
+        quantizer.code_max = code_max_of(WIDTHS[width])
 
 
 def _checks(steps: int) -> set[int]:

@@ -83,8 +83,9 @@ def check_layers(graph: fx.Graph, net: nn.Module, name: str) -> None:
 
     Raises:
         UserError: a layer is called at several places (each has a range and a batch norm of its
-            own), shares its weight, carries a hook, or something else reads its weight; or a batch
-            norm has no running statistics.
+            own), carries a hook, or something else reads its weight; a batch norm is called at
+            several places (each has a bias, and all have their statistics in common), or has no
+            running statistics; or layers share a tensor.
     """
     where = f"backbone.name={name}"
     counts = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
@@ -101,15 +102,17 @@ def check_layers(graph: fx.Graph, net: nn.Module, name: str) -> None:
                 f"{where}: batch norm {path} keeps no running statistics; "
                 "track_running_stats=True is supported"
             )
-        if not isinstance(layer, nn.Conv2d | nn.Linear):
-            continue
-        if count > 1:
+        for kind, tensor in (*layer.named_parameters(), *layer.named_buffers()):
+            if (other := owners.setdefault(tensor, path)) != path:
+                raise UserError(
+                    f"{where}: layers {other} and {path} share their {kind}; "
+                    f"layers with a {kind} each are supported"
+                )
+        plain_layer = isinstance(layer, nn.Conv2d | nn.Linear)
+        if count > 1 and (plain_layer or type(layer) is nn.BatchNorm2d):
             raise UserError(f"{where} calls layer {path} {count} times; once is supported")
-        if (other := owners.setdefault(layer.weight, path)) != path:
-            raise UserError(
-                f"{where}: layers {other} and {path} share their weight; "
-                "layers with a weight each are supported"
-            )
+        if not plain_layer:
+            continue
         for node in graph.nodes:
             if node.op == "get_attr" and node.target == f"{path}.weight":
                 raise UserError(

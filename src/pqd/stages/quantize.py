@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from pqd import data
-from pqd.bits.allocation import WIDTHS, code_max_of
-from pqd.bits.measured import loss_increases
-from pqd.config import Config, StageSettings
+from pqd.config import Config, ExportConfig, StageSettings
 from pqd.constraints import attach
+from pqd.constraints.bits.allocation import WIDTHS, code_max_of
+from pqd.constraints.bits.measured import loss_increases
 from pqd.constraints.fake_quant import activation_fake_quants
 from pqd.constraints.lsq import LearnedSteps
 from pqd.constraints.package_size import PackageSize
@@ -94,8 +94,13 @@ class Quantize(Stage):
     def identity(
         cls, config: Config, keys: Mapping[str, str], digest: Digest | None
     ) -> dict[str, Any]:
-        """Counts what the targets want, not which they are."""
-        return super().identity(config, keys, digest) | {"scheme": asdict(config.target.scheme())}
+        """Counts what the targets want, not which they are, and the form that a size is kept in."""
+        found = super().identity(config, keys, digest) | {"scheme": asdict(config.target.scheme())}
+        settings = config.of(cls.name)
+        assert isinstance(settings, QuantizeSettings)
+        if settings.size_kib is None or config.export == ExportConfig():
+            return found  # a key of before forms counted stays
+        return found | {"export": asdict(config.export)}
 
     @classmethod
     def notes(cls, config: Config) -> list[str]:

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from pqd.bits.allocation import WIDTHS, Choice, Floats, bits_of, code_max_of
 from pqd.constraints.base import Write
+from pqd.constraints.bits.allocation import WIDTHS, Choice, Floats, bits_of, code_max_of
 from pqd.constraints.fake_quant import WeightFakeQuant
 from pqd.constraints.mask import masks
 from pqd.constraints.parametrization import find, value_before
