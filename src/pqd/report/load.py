@@ -179,6 +179,8 @@ def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]
     for key, value in config.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and value:
+            yield f"{prefix}{key}", ",".join(map(str, value))
         else:
             yield f"{prefix}{key}", str(value)
 
