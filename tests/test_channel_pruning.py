@@ -100,6 +100,18 @@ class TestCost:
         assert shares.min() > 0.4
         assert shares.max() < 0.6
 
+    def test_where_narrower_is_slower_the_cheapest_shape_on_the_way_is_taken(self):
+        first = {16: 4.0, 8: 5.0}  # as kernels for few channels may be
+        second = {32: 4.0, 24: 4.0, 16: 2.0, 8: 3.0}  # and no faster for 24 than for 32
+        allowed, equal = [list(first), list(second)], [np.ones(16), np.ones(32)]
+
+        def chosen(most):
+            return allocate(equal, allowed, lambda u: first[u[0]] + second[u[1]], most).tolist()
+
+        assert chosen(8.0) == [16, 32]
+        assert chosen(7.0) == [16, 16]
+        assert chosen(1.0) == [16, 16]  # out of reach, and the smallest costs 8
+
     def test_what_matters_less_goes_first(self):
         model = backbone("resnet8")
         shapes = Shapes(model, channels(model, (3, 32, 32)))

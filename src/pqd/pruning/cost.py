@@ -118,13 +118,14 @@ def allocate(
     Greedy: the next to go is the block of channels that holds the smallest share of what is still
     important in its group, for the share of the cost that it saves. Both are relative to the whole
     group, so that where all channels matter alike, all groups are narrowed alike. What fits again
-    in the end comes back.
+    in the end comes back. Where nothing on the way costs so little, the cheapest on it is chosen:
+    narrower is not always faster.
 
     Args:
         importance: of each group that of its units, not negative, [units].
         allowed: see `levels`.
         cost: of a shape.
-        most: a cost that the smallest shape does not exceed.
+        most: a cost.
     """
     units: Units = np.array([choice[0] for choice in allowed])
     level = [0] * len(allowed)
@@ -132,39 +133,53 @@ def allocate(
     held = [np.cumsum(np.sort(values)[::-1] + 1e-12) for values in importance]
     whole = cost(units)
     now = whole
-    weight = [0.0] * len(allowed)
-    removed: list[int] = []
+    removed: list[tuple[int, int]] = []  # group, and its level before
+    cheapest = now, 0  # cost, and how many had gone then
 
-    def without(group: int) -> Units:
-        smaller = units.copy()
-        smaller[group] = allowed[group][level[group] + 1]
-        return smaller
+    def at(group: int, place: int) -> Units:
+        other = units.copy()
+        other[group] = allowed[group][place]
+        return other
 
-    for group, choice in enumerate(allowed):  # what the group would save, were it all removed
-        if len(choice) > 1:
-            saved = whole - cost(without(group))
-            weight[group] = max(saved, 0.0) * choice[0] / (choice[0] - choice[1])
+    def saves(group: int, place: int) -> float:  # by unit, as if all units saved as much
+        return (whole - cost(at(group, place))) / (allowed[group][0] - allowed[group][place])
 
-    def price(group: int) -> float:
-        before, after = allowed[group][level[group]], allowed[group][level[group] + 1]
-        lost = np.log(held[group][before - 1] / held[group][after - 1])
-        saved = max(now - cost(without(group)), 1e-9 * whole)
-        return float(lost * weight[group] / saved)
+    def weight(group: int) -> float:
+        """Returns what a group would save, were it all removed: by its first step, if it saves."""
+        for place in (1, -1) if len(allowed[group]) > 1 else ():
+            if (saved := saves(group, place)) > 0:
+                return allowed[group][0] * saved
+        return whole  # it is the last to go
+
+    weights = [weight(group) for group in range(len(allowed))]
+
+    def step(group: int) -> tuple[float, int]:
+        """Returns the price of the next level that saves anything, and that level."""
+        choice, before = allowed[group], level[group]
+        for place in range(before + 1, len(choice)):
+            if (saved := now - cost(at(group, place))) > 1e-9 * whole:
+                lost = np.log(held[group][choice[before] - 1] / held[group][choice[place] - 1])
+                return float(lost * weights[group] / saved), place
+        return np.inf, before + 1
 
     while now > most:
-        choices = [g for g, choice in enumerate(allowed) if level[g] + 1 < len(choice)]
-        if not choices:
+        left = [g for g, choice in enumerate(allowed) if level[g] + 1 < len(choice)]
+        if not left:
             break
-        group = min(choices, key=price)
-        units = without(group)
-        level[group] += 1
-        removed.append(group)
+        (_, place), group = min((step(group), group) for group in left)
+        removed.append((group, level[group]))
+        units, level[group] = at(group, place), place
         now = cost(units)
-    for group in reversed(removed):
-        larger = units.copy()
-        larger[group] = allowed[group][level[group] - 1]
+        cheapest = min(cheapest, (now, len(removed)))
+    if now > most:
+        most, kept = cheapest
+        for group, before in reversed(removed[kept:]):
+            units = at(group, before)
+        removed = removed[:kept]
+    for group, before in reversed(removed):
+        larger = at(group, before)
         if cost(larger) <= most:
-            units, level[group] = larger, level[group] - 1
+            units = larger
     return units
 
 

@@ -180,8 +180,8 @@ def fit(
         name, value = next(iter(wanted.items()))
         reached = f"{value / slow:.2f}" if name == "speedup" else f"{ms[1]:.3f}"
         raise UserError(
-            f"prune.{name}={value} is out of reach on this machine; of {len(found)} shapes that "
-            f"prune.round_to and prune.min_channels allow, the best measured {reached}"
+            f"prune.{name}={value} is out of reach on this machine; the best of the shapes tried, "
+            f"as prune.round_to and prune.min_channels allow, measured {reached}"
         )
     if slow < 1 - TOLERANCE:
         log.warning(
