@@ -98,7 +98,7 @@ def main() -> None:
     print("| network | test images right |\n|---|---|")
     print(f"| PyTorch, outside | {outside} of {of} |")
     print(f"| pqd, dense | {round(final['dense_accuracy'] * of / 100)} of {of} |")
-    name = f"pqd, INT8, {final['sparsity']:.0f} % zeros"
+    name = f"pqd, INT8, {100 * final['sparsity']:.0f} % zeros"
     print(f"| {name} | {round(final['accuracy'] * of / 100)} of {of} |")
     print(f"INT8 agrees with the fake-quantized network: {final['agreement_by_runtime']} %")
 
