@@ -50,7 +50,7 @@ def _best(frontiers: list[Frontier]) -> list[Point]:
 
 
 def _line(study: str, family: str, point: Point, rows: list[Row], report: Report) -> str:
-    row = next(r for r in rows if (r.order, r.axes) == (point.order, point.axes))
+    row = next(r for r in rows if r.key == point.key)
     cells = (
         f"[{study}]({study}/README.md)",
         family,

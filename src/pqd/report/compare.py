@@ -12,6 +12,7 @@ from pqd.report.statistics import (
     MIN_SEEDS,
     Estimate,
     estimate,
+    mean_by,
     pairs_needed,
     sign_flip,
 )
@@ -49,14 +50,15 @@ def compare(cases: list[Case]) -> list[Comparison]:
     for order in sort_orders(lengths):
         if order == REFERENCE:
             continue
-        by_seed: dict[Seed, list[float]] = defaultdict(list)
+        gains: list[tuple[Seed, float]] = []
         for key, runs in runs_of[order].items():
             others = reference.get(key, {})
             for i, run in runs.items():
                 if i in others:
                     gain = run.accuracy - others[i].accuracy
-                    by_seed[run.seed, run.backbone, run.dataset].append(gain)
-        differences = [sum(gains) / len(gains) for gains in by_seed.values()]
+                    gains.append(((run.seed, run.backbone, run.dataset), gain))
+        by_seed = mean_by(gains)
+        differences = list(by_seed.values())
         seeds = {seed for seed, _, _ in by_seed}
         if difference := estimate(differences):
             p = sign_flip(differences) if len(seeds) >= MIN_SEEDS else None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pqd.report.cases import REFERENCE, Case, axis
 from pqd.report.load import default_of
 from pqd.report.paired import Paired, corrected
-from pqd.report.statistics import MIN_SEEDS, estimate, sign_flip
+from pqd.report.statistics import MIN_SEEDS, estimate, mean_by, sign_flip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +69,4 @@ def _changes(key: str, order: str, cases: list[Case]) -> list[Change]:
 
 
 def _by_seed(case: Case, order: str) -> dict[int, float]:
-    """The accuracy of each seed, the mean over its repetitions."""
-    found: dict[int, list[float]] = defaultdict(list)
-    for run in case.of(order):
-        found[run.seed].append(run.accuracy)
-    return {seed: sum(values) / len(values) for seed, values in found.items()}
+    return mean_by((run.seed, run.accuracy) for run in case.of(order))

@@ -1,14 +1,17 @@
 """The statistics of the report: intervals, paired tests, frontiers. Numbers in, numbers out."""
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 LEVEL = 0.05  # of every test; intervals cover 1 - LEVEL
 MIN_SEEDS = 6  # 2 / 2**6 = 0.031 is the first two-sided sign-flip p below LEVEL
 EXACT_PAIRS = 16  # up to so many pairs all sign patterns are enumerated
+
+K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,14 @@ def _t_quantile(freedom: int) -> float:
     from scipy.special import stdtrit  # a quarter of scipy.stats' import time
 
     return float(stdtrit(freedom, 1 - LEVEL / 2))
+
+
+def mean_by(values: Iterable[tuple[K, float]]) -> dict[K, float]:
+    """Means of the values that share a key, such as the repetitions of one seed."""
+    found: dict[K, list[float]] = defaultdict(list)
+    for key, value in values:
+        found[key].append(value)
+    return {key: sum(same) / len(same) for key, same in found.items()}
 
 
 def sign_flip(differences: Sequence[float]) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pqd.report.cases import Case
 from pqd.report.load import Run
-from pqd.report.statistics import Estimate, estimate
+from pqd.report.statistics import Estimate, estimate, mean_by
 from pqd.result import DENSE, FP32, INT8, PRUNED, Bench, Latency
 
 Axes = tuple[tuple[str, float], ...]  # settings that are axes, by dotted key
@@ -116,9 +116,9 @@ def _row(order: str, runs: list[Run]) -> Row:
         order=order,
         stages=runs[0].stages,
         axes=tuple(runs[0].axes.items()),
-        accuracy=_sure(_by_seed(runs, [run.accuracy for run in runs])),
+        accuracy=_sure(list(mean_by((r.seed, r.accuracy) for r in runs).values())),
         change=estimate(
-            _by_seed(runs, [run.accuracy - run.final.dense_accuracy for run in runs]),
+            list(mean_by((r.seed, r.accuracy - r.final.dense_accuracy) for r in runs).values())
         ),
         sparsity=_sure([100 * run.final.sparsity for run in runs]),
         sizes={name: _sure(values) for name, values in sizes.items()},
@@ -142,14 +142,6 @@ def _dense(runs: list[Run]) -> Row:
         timings=_timings(runs, dense=True),
         balanced=_balanced(runs, "dense_balanced_accuracy"),
     )
-
-
-def _by_seed(runs: list[Run], values: list[float]) -> list[float]:
-    """The means over the repetitions of each seed, such as those on other devices."""
-    found: dict[int, list[float]] = defaultdict(list)
-    for run, value in zip(runs, values, strict=True):
-        found[run.seed].append(value)
-    return [sum(same) / len(same) for same in found.values()]
 
 
 def _balanced(runs: list[Run], key: str) -> Estimate | None:
