@@ -75,6 +75,7 @@ def machine(monkeypatch):
     def layer_table(target, found, shapes, round_to):
         return lambda units: 2 * PER_MAC * shapes.macs(units)  # a table is never exact
 
+    monkeypatch.setattr(latency, "_MET", {})
     monkeypatch.setattr(latency, "_write", write)
     monkeypatch.setattr(Target, "times", times)
     monkeypatch.setattr("pqd.pruning.channels.table", layer_table)
@@ -118,6 +119,13 @@ class TestVerdict:
         found = shape(prune(latency_ms=0.5), model)
         assert found["measured"]["pruned_ms"] == pytest.approx(0.5, rel=0.05)
         assert found["asked"] == {"latency_ms": 0.5}
+
+    @pytest.mark.parametrize("budget", [{"speedup": 2.0}, {"latency_ms": 0.5}])
+    def test_what_met_a_budget_before_is_tried_first(self, model, machine, budget):
+        first = shape(prune(**budget), copy.deepcopy(model))
+        machine.clear()
+        assert shape(prune(**budget), model)["measured"] == first["measured"]
+        assert machine == [["dense", "pruned"]]
 
     def test_it_is_measured_before_the_first_step_only(self, model, machine):
         stage = prune(speedup=2.0)
