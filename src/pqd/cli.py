@@ -1,4 +1,4 @@
-"""The `pqd` command: everything one does with artifacts and results after training."""
+"""The `pqd` command: all that is done with runs, models and results after training."""
 
 import argparse
 import os
@@ -50,11 +50,28 @@ def _parser() -> argparse.ArgumentParser:
     unpack.add_argument("model", type=Path)
     unpack.set_defaults(run=_unpack)
 
-    bench = commands.add_parser("bench", help="measure existing artifacts on this machine")
-    bench.add_argument("paths", type=Path, nargs="+", metavar="RUN_OR_MODEL")
-    bench.add_argument("--runtime", nargs="+", default=RuntimeConfig().names, metavar="NAME")
-    bench.add_argument("--threads", nargs="+", type=int, default=[1, 0], help="0 is all cores")
-    bench.add_argument("--batch", nargs="+", type=int, default=[1])
+    bench = commands.add_parser("bench", help="measure runs or models on this machine")
+    bench.add_argument(
+        "paths",
+        type=Path,
+        nargs="+",
+        metavar="RUN_OR_MODEL",
+        help="a run's folder, an .onnx or a .pqd file",
+    )
+    names = RuntimeConfig().names
+    usual = f"default: {' '.join(names)}"
+    bench.add_argument("--runtime", nargs="+", default=names, metavar="NAME", help=usual)
+    bench.add_argument(
+        "--threads",
+        nargs="+",
+        type=int,
+        default=[1, 0],
+        metavar="N",
+        help="0: all cores; default: 1 0",
+    )
+    bench.add_argument(
+        "--batch", nargs="+", type=int, default=[1], metavar="N", help="images per call; default: 1"
+    )
     bench.set_defaults(run=_bench)
 
     predict = commands.add_parser("predict", help="classify images")
@@ -62,10 +79,16 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
     predict.set_defaults(run=_predict)
 
-    inspect = commands.add_parser("inspect", help="what each layer costs, and what it lost")
-    inspect.add_argument("path", type=Path, metavar="RUN_OR_MODEL", help="any .onnx file, too")
-    inspect.add_argument("--float", type=Path, help="the same network in FP32; of a run its own")
-    inspect.add_argument("--runtime", nargs="+", default=[REFERENCE], metavar="NAME")
+    inspect = commands.add_parser("inspect", help="show what each layer costs and loses")
+    inspect.add_argument(
+        "path", type=Path, metavar="RUN_OR_MODEL", help="a run's folder, an .onnx or a .pqd file"
+    )
+    inspect.add_argument(
+        "--float", type=Path, help="FP32 model to compare with; default: the run's"
+    )
+    inspect.add_argument(
+        "--runtime", nargs="+", default=[REFERENCE], metavar="NAME", help=f"default: {REFERENCE}"
+    )
     inspect.set_defaults(run=_inspect)
 
     report = commands.add_parser("report", help="build a report from the results in folders")
@@ -74,18 +97,18 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(run=_report)
 
     rerun = commands.add_parser(
-        "rerun", help="repeat a run, and say what is not as it was; code 1 if its accuracy is not"
+        "rerun", help="repeat a run and show what differs; code 1 if its accuracy does"
     )
     rerun.add_argument("run_or_result", type=Path, metavar="RUN_OR_RESULT")
     rerun.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="e.g. dataset.root=/images"
     )
     rerun.add_argument("--output", type=Path, metavar="DIR", help="default: below outputs/rerun")
-    rerun.add_argument("--compare", action="store_true", help="only say what differs")
+    rerun.add_argument("--compare", action="store_true", help="show what differs, without a run")
     rerun.set_defaults(run=_rerun)
 
     cache = commands.add_parser(
-        "cache", help="list or delete finished stages and what killed jobs left"
+        "cache", help="list or delete finished stages, and what killed jobs left"
     )
     cache.add_argument("action", choices=["ls", "prune"])
     cache.add_argument("--dir", type=Path, default=CACHE, help="default: %(default)s")
@@ -93,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         "--days",
         type=float,
         default=30,
-        help="prune what was not used for so long (default: %(default)s)",
+        help="prune what was not used for so many days (default: %(default)s; 0: everything)",
     )
     cache.set_defaults(run=_cache)
 

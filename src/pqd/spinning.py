@@ -1,11 +1,11 @@
 """How long threads of a training wait awake for one another: long, unless others need the cores.
 
-They wait some hundred times in a step. GNU's OpenMP, which PyTorch's wheels for Linux hold, spins
-for 300,000 turns (7 ms) before a thread sleeps, which is best on an idle machine. Beside other work
-those turns are spent waiting for a thread that has lost its core. A process with more OpenMP
-threads than cores spins for 1,000 turns (25 us) instead: so where others need the cores, an idle
-thread holds a team of its own, which is that many more. No result depends on it. Measured by
-`benchmarks/load.py`.
+They wait some hundred times in a step. GNU's OpenMP, part of PyTorch's wheels for Linux, spins for
+300,000 turns (7 ms) before a thread sleeps, which is best on an idle machine. Beside other work
+those turns are spent waiting for a thread that has lost its core. In a process with more threads
+than cores, OpenMP spins for 1,000 turns (25 us) only. So where others need the cores, an idle
+thread of this process holds a team of OpenMP threads, which makes them more than the cores. No
+result depends on it. Measured by `benchmarks/load.py`.
 """
 
 import os

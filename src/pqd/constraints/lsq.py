@@ -10,9 +10,8 @@ parameter, trained with the weights. Of v_hat = s clip(round(v / s), -Q_N, Q_P) 
 and that of a step is multiplied by 1 / sqrt(n Q_P), where n values share the step, so that steps
 and weights learn at one pace (section 2.2). Steps are not decayed.
 
-One thing is not the paper's: a step stays in an interval. One that a few large gradients took to 0
-would silence its channel for good, and one that is larger than the largest weight needs only
-wastes codes.
+Unlike in the paper, a step stays in an interval. A step that a few large gradients took to 0 would
+silence its channel for good; a step larger than the largest weight needs wastes codes.
 """
 
 import math

@@ -1,7 +1,7 @@
 """The constraint that the package of a quantized network has at most a size.
 
-Weights of few bits are deployed as INT8 like all others: only the package, whose coder sees which
-codes occur, is smaller.
+Weights of fewer bits are deployed as INT8, too. Only the package is smaller, as its coder sees
+which codes occur.
 """
 
 import logging

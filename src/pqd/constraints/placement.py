@@ -1,13 +1,13 @@
 """Where fake-quantizers go in a traced network.
 
 Convolutions and linear layers compute with integers: they read quantized values and (with the batch
-norm and ReLU that follow them) write one. So do sums and average pools, where one of their inputs
-or readers does. One value has one fake-quantizer, and activations that are joined share one, so
-that what joins, splits, moves or selects them keeps their grid. After ReLU, not before it, so that
-a runtime fuses convolution and ReLU; none, or one that only clips, between a convolution and a sum,
-where the target fuses these, too. A quantizer never stands between two float operations: the
-second may not bear what the first cannot give, such as the logarithm of a zero. What constants are
-put beside is quantized with them, not before.
+norm and ReLU that follow them) write one. So do sums and average pools, if one of their inputs
+or readers does. A value has one fake-quantizer. Activations that are joined share one, so that
+operations that join, split, move or select them keep their grid. Quantizers stand after ReLU, not
+before it, so that a runtime fuses convolution and ReLU. Between a convolution and a sum that the
+target fuses there is none, or one that only clips. A quantizer never stands between two float
+operations: rounding may give the second a value that the first never returns, such as 0 for a
+logarithm. An activation that is joined with constants is quantized with them, not before.
 """
 
 from collections.abc import Callable, Mapping

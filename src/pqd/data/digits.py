@@ -1,4 +1,4 @@
-"""Digits: 1,797 scanned digits of 8x8 pixels that scikit-learn ships (E. Alpaydin, C. Kaynak)."""
+"""The 1,797 scanned digits of 8x8 pixels that scikit-learn ships (E. Alpaydin, C. Kaynak)."""
 
 import numpy as np
 import torch

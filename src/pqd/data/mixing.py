@@ -1,7 +1,7 @@
 """Mixed images: mixup and cutmix.
 
-One share is drawn for a whole batch, as by the authors of both. An image's partner is that at its
-place from the end of the batch: batches are in random order already.
+One share is drawn for a whole batch, as by the authors of both. The first image is mixed with the
+last, the second with the last but one, and so on: batches are in random order already.
 """
 
 from collections.abc import Iterator

@@ -1,1 +1,1 @@
-"""The deployable artifact: integer network, ONNX file, entropy-coded package."""
+"""From a trained network to the files that are deployed: ONNX, and ExecuTorch's."""

@@ -1,6 +1,6 @@
-"""Operations in place, made what they compute: a new value that all later readers get.
+"""Replaces operations in place by ones that return a new value, which all later readers get.
 
-In the graph a value then never changes, as constraints and exporters take for granted.
+Constraints and exporters take for granted that a value in the graph never changes.
 """
 
 import operator

@@ -1,9 +1,9 @@
 """The shape that runs in a given time on this machine.
 
 A table of measured layers says what each channel costs in ms (HALP, Shen et al. 2021, arXiv
-2110.10811), so that the important ones are kept where they are cheap. The table knows nothing of
-what is between the layers: so the whole smaller network is measured, and the budget corrected
-until the measurement meets it.
+2110.10811), so that important channels are kept where they are cheap. The table does not know what
+is between the layers. So the whole smaller network is measured, and the table's budget is
+corrected until the measurement meets what is asked for.
 """
 
 import copy

@@ -1,6 +1,7 @@
 """What `result.json` and `bench-*.json` hold.
 
-Sizes are in bytes, times in s or ms as named, accuracies in %; sparsity is a share of zeros.
+Sizes are in bytes, accuracies in %, times in s or, where the name says so, in ms; sparsity is a
+share of zeros.
 """
 
 import logging
