@@ -36,7 +36,7 @@ class OrderConfig:
 class BackboneConfig:
     """The network. `kwargs` go to the builder (for `timm`: to `timm.create_model`)."""
 
-    builder: str = MISSING  # resnet18, ..., or timm
+    builder: str = MISSING  # resnet18, ..., timm, or the dotted path of a function
     name: str = MISSING  # as shown in tables; for timm the model's name
     kwargs: dict[str, Any] = field(default_factory=dict)
 
@@ -48,8 +48,8 @@ class AugmentConfig:
     crop_padding: int = option(4, low=0)  # pixels
     flip: bool = True  # horizontal, probability 0.5
     cutout: int = option(0, low=0)  # side of the zeroed square in pixels; 0 is off
-    # alpha of the Beta distribution of the share that an image keeps where it is mixed with
-    # another: a weighed sum (mixup) or a box of the other (cutmix); 0 is off; both take turns
+    # Mixes an image with another: by a weighted sum (mixup) or by a box of the other (cutmix); both
+    # take turns. The value is alpha of the Beta distribution of the share it keeps; 0 is off.
     mixup: float = option(0.0, low=0)
     cutmix: float = option(0.0, low=0)
 
@@ -140,7 +140,7 @@ class RuntimeConfig:
     min_calls: int = option(200, low=1, high=1_000_000)  # timed calls per model at least,
     min_seconds: float = option(3.0, low=0, high=3600)  # and timed seconds, over all blocks
     blocks: int = option(10, low=1, high=1000)
-    max_interval: float = option(0.1, above=0)  # a relatively wider 95 % interval is noisy
+    max_interval: float = option(0.1, above=0)  # a 95 % interval wider than this share is noisy
     seed: int = option(0, low=0)  # of the order of the blocks and of the bootstrap
 
     def first(self, asks: str) -> tuple[str, int, int]:

@@ -20,9 +20,9 @@ class BaselineSettings(StageSettings):
 
     epochs: int = option(200, low=1)
     lr: float = option(0.1, above=0)
-    # weights to start from: .safetensors, or a file of torch.save; nothing is trained then,
+    # weights to start from: .safetensors, or a file of torch.save; then nothing is trained
     checkpoint: str | None = option(None, digest=True)
-    new_head: bool = False  # unless the classifier is new: then all of the network is
+    new_head: bool = False  # replaces their classifier; then the whole network is trained
 
 
 @STAGES.register

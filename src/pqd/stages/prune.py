@@ -35,7 +35,7 @@ class PruneSettings(StageSettings):
     # Of single weights, by magnitude.
     # global: one threshold; layer: the same sparsity in every layer
     scope: str = option("global", choices=("global", "layer"))
-    # share of zeros among the pruned weights
+    # share of the prunable weights that become 0
     sparsity: float = option(0.8, low=0, below=1, axis="sparsity", tag="s", tag_default=True)
     skip_first: bool = False  # leave out the first convolution
     skip_last: bool = False  # leave out the classifier

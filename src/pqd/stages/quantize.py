@@ -42,8 +42,8 @@ class QuantizeSettings(StageSettings):
     # abs_max: scales follow the largest weights and calibrated ranges; lsq: they are trained
     quantizer: str = option("abs_max", choices=tuple(QUANTIZERS))
     calibration_batches: int = option(16, low=1)  # before each epoch until ranges are fixed
-    freeze_observers: float = option(0.5, low=0, high=1)  # share of the epochs; then ranges are
-    freeze_batch_norm: float = option(0.75, low=0, high=1)  # then batch-norm statistics are, too
+    freeze_observers: float = option(0.5, low=0, high=1)  # share of epochs; then ranges are fixed
+    freeze_batch_norm: float = option(0.75, low=0, high=1)  # likewise batch-norm statistics
     # at the end, estimate these anew from calibration_batches; meant for few bits
     reestimate_batch_norm: bool = False
 
