@@ -258,6 +258,17 @@ class TestFilesFromElsewhere:
         assert path == f"{tmp_path}/gr??e/{record.name}"
 
 
+@pytest.mark.parametrize(
+    "line", [[*PQD, "cache", "ls"], [sys.executable, ROOT / "train.py", "--help"]]
+)
+def test_a_reader_that_leaves_gets_no_message(tmp_path, line):
+    reading, writing = os.pipe()
+    os.close(reading)  # as `| head` does, once it has seen enough
+    done = subprocess.run(line, cwd=tmp_path, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_kill_keep_what_is_finished(tmp_path, sent):

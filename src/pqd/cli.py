@@ -1,7 +1,6 @@
 """The `pqd` command: all that is done with runs, models and results after training."""
 
 import argparse
-import os
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 from pqd.config import RuntimeConfig
 from pqd.errors import UserError, one_line
 from pqd.runtimes import REFERENCE
-from pqd.terminal import tolerant_output
+from pqd.terminal import drop_output, tolerant_output
 
 CACHE = Path("cache")  # as in conf/cache/on.yaml
 LONGEST = 36_500  # days
@@ -23,8 +22,8 @@ def main() -> None:
         sys.exit(arguments.run(arguments))
     except UserError as error:
         _complain(error)
-    except BrokenPipeError:  # of `pqd ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing left to flush
+    except BrokenPipeError:
+        drop_output()
     except OSError as error:
         _complain(one_line(error))
     except KeyboardInterrupt:

@@ -1,8 +1,6 @@
 """Between Hydra and the user: one clear line for a user's mistake, and exit codes."""
 
 import errno
-import io
-import logging
 import os
 import sys
 import traceback
@@ -23,6 +21,7 @@ from pqd.errors import UserError, choices, one_line
 from pqd.result import Result
 from pqd.sweep import finish
 from pqd.sweep.finish import print_error
+from pqd.terminal import drop_output, tolerant_output
 
 # What the machine refuses, and the user can mend.
 _REFUSALS = {
@@ -37,7 +36,7 @@ def launch(main: Callable[[], Any]) -> None:
     """Runs Hydra's main, ends a sweep with its report, and exits; 0 only if all went well."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors arrive here rather than printed by Hydra
     interrupts.listen()
-    _bear_bad_output()
+    tolerant_output()
     code = 1
     try:
         _check_flags(sys.argv[1:])
@@ -46,6 +45,8 @@ def launch(main: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         print_error("interrupted; finished stages are kept, the same command goes on from them")
         code = 130
+    except BrokenPipeError:
+        drop_output()
     except Exception as error:
         if isinstance(error, OSError) and error.filename is None and finish.place():
             error.filename = str(finish.place())  # Python names no file on a full disk
@@ -85,7 +86,7 @@ def job(cfg: DictConfig) -> Iterator[None]:
     """
     global _job_failed
     hydra = HydraConfig.get()
-    _bear_bad_output()  # in a process of a launcher's, too
+    tolerant_output()  # in a process of a launcher's, too
     with suppress(OSError):  # on another machine
         os.chdir(hydra.runtime.cwd)
     try:
@@ -142,11 +143,3 @@ def _is_foreign(error: BaseException) -> bool:
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][1:]  # without `launch`
     modules = {str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames}
     return modules.isdisjoint({"pqd", "hydra_plugins"})
-
-
-def _bear_bad_output() -> None:
-    """Lets no run fail for what it prints: characters that the terminal lacks, a full log file."""
-    logging.raiseExceptions = False
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
