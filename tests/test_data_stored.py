@@ -13,8 +13,18 @@ import torch
 from PIL import Image
 
 from pqd.config import AugmentConfig, DatasetConfig
-from pqd.data import Dataset, TrainBatches, batches, decoding, eval_batches, load_dataset, memory
+from pqd.data import (
+    Dataset,
+    TrainBatches,
+    batches,
+    decoding,
+    eval_batches,
+    imagefolder,
+    load_dataset,
+    memory,
+)
 from pqd.data.stored import StoredImages
+from pqd.errors import UserError
 
 CPU = torch.device("cpu")
 IMAGE = 8 * 8 * 3
@@ -221,3 +231,28 @@ def test_a_full_disk_is_one_line(root, monkeypatch):
     monkeypatch.setattr(decoding, "write_json", full)
     with pytest.raises(decoding.UserError, match=r"cannot be kept: \S+json: No space left on devi"):
         own(root)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (PermissionError(13, "Permission denied"), "Permission denied"),
+        (OSError(24, "Too many open files"), "Too many open files"),
+        (MemoryError(), "out of memory"),
+    ],
+)
+def test_what_the_system_refuses_is_not_kept_as_damaged(root, monkeypatch, error, reason):
+    denied, real = root / "train" / "b" / "03.png", imagefolder.decode
+
+    def guarded(file, *args, **kwargs):
+        if file == denied:
+            raise error
+        return real(file, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(imagefolder, "decode", guarded)
+        with pytest.raises(UserError) as raised:
+            own(root, on_corrupt="skip")
+        assert str(raised.value) == f"{denied} cannot be read: {reason}"
+    data = own(root, on_corrupt="skip")
+    assert len(data.train) + len(data.validation) == 21

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from pqd.data import cache
+from pqd.data.folders import shown
 from pqd.data.split import histogram
 from pqd.data.stored import StoredImages
 from pqd.errors import UserError, one_line
@@ -80,7 +81,7 @@ def decoded(job: Job) -> tuple[StoredImages, dict[int, str]]:
         The images, and why files are left out, by their index.
 
     Raises:
-        UserError: the disk is full; or see `Job`.
+        UserError: the disk is full, a file may not be read, or see `Job`.
     """
     name = cache.named(job.name, job.files, job.settings)
     pixels = cache.folder() / f"{name}.pixels"
@@ -204,12 +205,20 @@ def _longer(record: Record, images: np.ndarray, bad: dict[int, str]) -> Record:
 
 
 def _fill(job: Job, file: Path, image: np.ndarray) -> str | None:
-    """Decodes a file into an image; returns why that is not possible."""
+    """Decodes a file into an image; returns why that is not possible.
+
+    Raises:
+        UserError: see `Job`; or the system refuses the file, which is no fault of its content,
+            may pass, and so is not recorded.
+    """
     try:
         image[:] = job.decode(file)
     except UserError:
         raise
     except Exception as error:  # Pillow's decoders raise almost anything
+        if isinstance(error, MemoryError) or getattr(error, "errno", None):
+            reason = getattr(error, "strerror", None) or "out of memory"
+            raise UserError(f"{shown(file)} cannot be read: {reason}") from error
         image[:] = 0
         return one_line(error, named=True)
     return None
