@@ -100,6 +100,27 @@ def test_pinning_is_undone():
     assert os.sched_getaffinity(0) == before
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinity")
+def test_what_is_started_while_pinned_is_free_afterwards():
+    before = os.sched_getaffinity(0)
+    with ThreadPoolExecutor(1) as pool:  # as OpenVINO's threads outlive a measurement
+        with cpu.pinned(1):
+            later = pool.submit(threading.get_native_id).result()
+            assert os.sched_getaffinity(later) == {cpu.cores()[0]}
+        assert os.sched_getaffinity(later) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinity")
+def test_a_thread_that_ends_while_the_others_are_pinned(monkeypatch):
+    before = os.sched_getaffinity(0)
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(threading.get_native_id).result()
+    monkeypatch.setattr(cpu, "_threads", lambda: [os.getpid(), ended])
+    with cpu.pinned(1):
+        assert os.sched_getaffinity(0) == {cpu.cores()[0]}
+    assert os.sched_getaffinity(0) == before
+
+
 # Runtimes
 
 

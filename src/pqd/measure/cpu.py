@@ -113,15 +113,15 @@ def pinned(threads: int) -> Iterator[None]:
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
-    before = {thread: os.sched_getaffinity(thread) for thread in _threads()}
+    usual, before = os.sched_getaffinity(0), _affinities()
     chosen = cores()[:threads]
     try:
         for thread in before:
             _set_affinity(thread, chosen)
         yield
     finally:
-        for thread, cpus in before.items():
-            _set_affinity(thread, cpus)
+        for thread in _threads():  # one that was started meanwhile is on the chosen cores, too
+            _set_affinity(thread, before.get(thread, usual))
 
 
 def _threads() -> list[int]:
@@ -130,6 +130,15 @@ def _threads() -> list[int]:
     return [int(task.name) for task in tasks.iterdir()] if tasks.exists() else [0]
 
 
+def _affinities() -> dict[int, set[int]]:
+    """The CPUs that each of the process's threads may run on."""
+    found = {}
+    for thread in _threads():
+        with suppress(ProcessLookupError):  # it may have ended meanwhile
+            found[thread] = os.sched_getaffinity(thread)
+    return found
+
+
 def _set_affinity(thread: int, cpus: Iterable[int]) -> None:
-    with suppress(ProcessLookupError):  # it may have ended meanwhile
+    with suppress(ProcessLookupError):  # the same
         os.sched_setaffinity(thread, cpus)
