@@ -27,6 +27,7 @@ ISA = {
     "asimddp": ("dotprod",),
     "i8mm": (),
 }
+TOPOLOGY = Path("/sys/devices/system/cpu")
 VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
 
 
@@ -79,11 +80,27 @@ def cores() -> list[int]:
     """
     if not hasattr(os, "sched_getaffinity"):
         return list(range(psutil.cpu_count(logical=False) or os.cpu_count() or 1))
-    first_of_core: dict[str, int] = {}
+    first_of_core: dict[tuple[int, ...], int] = {}
     for cpu in sorted(os.sched_getaffinity(0)):
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        first_of_core.setdefault(siblings.read_text() if siblings.exists() else str(cpu), cpu)
+        first_of_core.setdefault(_core(cpu), cpu)
     return list(first_of_core.values())[: _quota()]
+
+
+def siblings(cpus: Iterable[int]) -> list[int]:
+    """All logical CPUs of the physical cores of some: what runs on one slows the others."""
+    return sorted({sibling for cpu in cpus for sibling in _core(cpu)})
+
+
+def _core(cpu: int) -> tuple[int, ...]:
+    """The logical CPUs of a physical core, by one of them."""
+    listed = TOPOLOGY / f"cpu{cpu}" / "topology" / "thread_siblings_list"
+    if not listed.exists():
+        return (cpu,)
+    found: list[int] = []
+    for part in listed.read_text().split(","):  # 0,4 or 0-1
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    return tuple(found)
 
 
 def _quota() -> int | None:
