@@ -400,3 +400,15 @@ class TestCommand:
         )
         with pytest.raises(UserError, match="no convolution or matrix product"):
             look(path)
+
+    def test_a_package_is_named_and_not_a_temporary_file(self, tmp_path):
+        nodes = [helper.make_node("Flatten", ["input"], ["logits"])]
+        pack(write(tmp_path / "m.onnx", nodes, {}, 1, 4, 16), tmp_path / "none.pqd")
+        network = float_network(tmp_path / "f.onnx")
+        for given in ((tmp_path / "none.pqd", None), (network, tmp_path / "none.pqd")):
+            with pytest.raises(UserError) as error:
+                inspect(given[0], [], given[1])
+            assert str(error.value) == (
+                f"{tmp_path / 'none.pqd'} has no convolution or matrix product with weights of its "
+                "own"
+            )
