@@ -214,6 +214,23 @@ def test_a_damaged_file_is_decoded_anew(root, cache, damage):
     assert same(own(root), whole)
 
 
+def test_a_file_that_is_decoded_anew_stays_for_those_who_read_from_it(root, cache, monkeypatch):
+    reader = stored(root, monkeypatch)
+    (record,) = cache.glob("*train*.json")
+    record.write_text("{}}")
+    pixels = record.with_suffix(".pixels")
+    before = pixels.stat().st_ino, reader.train.images[:]
+    decode = imagefolder.decode
+
+    def other(file, *args, **kwargs):
+        return 255 - decode(file, *args, **kwargs)
+
+    monkeypatch.setattr(imagefolder, "decode", other)
+    own(root)
+    assert pixels.stat().st_ino != before[0]  # else reading now would end the process
+    assert torch.equal(reader.train.images[:], before[1])
+
+
 def test_where_the_cache_cannot_be_written_images_are_decoded_all_the_same(
     root, tmp_path, monkeypatch, caplog
 ):

@@ -165,6 +165,8 @@ def _decode(job: Job, pixels: Path, record: Record) -> Record:
     )
     told, step = time.monotonic(), max(1, PART // job.image_bytes)
     try:
+        if not record.done:  # a run that reads from an old file keeps its pixels
+            pixels.unlink(missing_ok=True)
         with _opened(pixels) as file, ThreadPoolExecutor(os.cpu_count()) as pool:
             file.truncate(record.done * job.image_bytes)
             file.seek(0, os.SEEK_END)
