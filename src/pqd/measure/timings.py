@@ -105,7 +105,7 @@ def _add_rows(
     runtime: RuntimeConfig,
     taken: Input,
 ) -> None:
-    """Measures in one runtime; `work` is the MACs of one image, by model."""
+    """Measures in one runtime; `work` is the MACs of one image, by model that has an ONNX file."""
     nodes = {model: where.float_compute_nodes(source) for model, source in given.items()}
     for threads, batch_size in product(thread_counts(runtime.threads), runtime.batch_sizes):
         images = random_images(taken.by(where), batch_size, runtime.seed)
@@ -115,7 +115,7 @@ def _add_rows(
         if peak and threads == 1:
             found.int8_peak_gops = max(peak, found.int8_peak_gops or 0)
         for model, figures in summarize(times, runtime).items():
-            gops = 2 * batch_size * (work[model] or 0) / (figures["p50_ms"] * 1e6)
+            gops = 2 * batch_size * (work.get(model) or 0) / (figures["p50_ms"] * 1e6)
             row = {
                 "runtime": where.name,
                 "version": where.version(),
@@ -125,7 +125,7 @@ def _add_rows(
                 "batch_size": batch_size,
                 **figures,
                 "others_share": others,
-                "macs": work[model],
+                "macs": work.get(model),
                 "float_compute_nodes": nodes[model],
                 "int8_peak_share": gops / peak if gops and peak and model == "int8" else None,
             }
