@@ -273,3 +273,17 @@ def test_what_the_system_refuses_is_not_kept_as_damaged(root, monkeypatch, error
         assert str(raised.value) == f"{denied} cannot be read: {reason}"
     data = own(root, on_corrupt="skip")
     assert len(data.train) + len(data.validation) == 21
+
+
+def test_a_damaged_file_that_points_before_its_beginning_is_skipped(root, monkeypatch):
+    real = imagefolder.decode
+
+    def seeking(file, *args, **kwargs):
+        if file == root / "train" / "b" / "03.png":
+            with file.open("rb", buffering=0) as opened:
+                opened.seek(-1)
+        return real(file, *args, **kwargs)
+
+    monkeypatch.setattr(imagefolder, "decode", seeking)
+    data = own(root, on_corrupt="skip")
+    assert len(data.train) + len(data.validation) == 20

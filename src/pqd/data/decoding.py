@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from errno import EINVAL
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from pqd.locks import held
 
 PART = 2**26  # bytes of images that are decoded, written and recorded at a time
 TELL_SECONDS = 30  # between two lines of the log
+
+_OF_CONTENT = {None, EINVAL}  # the number of an error of Pillow's, and of reading where no byte is
 
 Decode = Callable[[Path], np.ndarray]
 
@@ -218,7 +221,7 @@ def _fill(job: Job, file: Path, image: np.ndarray) -> str | None:
     except UserError:
         raise
     except Exception as error:  # Pillow's decoders raise almost anything
-        if isinstance(error, MemoryError) or getattr(error, "errno", None):
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) not in _OF_CONTENT:
             reason = getattr(error, "strerror", None) or "out of memory"
             raise UserError(f"{shown(file)} cannot be read: {reason}") from error
         image[:] = 0
