@@ -13,8 +13,18 @@ import torch
 from PIL import Image
 
 from pqd.config import AugmentConfig, DatasetConfig
-from pqd.data import Dataset, TrainBatches, batches, decoding, eval_batches, load_dataset, memory
+from pqd.data import (
+    Dataset,
+    TrainBatches,
+    batches,
+    decoding,
+    eval_batches,
+    imagefolder,
+    load_dataset,
+    memory,
+)
 from pqd.data.stored import StoredImages
+from pqd.errors import UserError
 
 CPU = torch.device("cpu")
 IMAGE = 8 * 8 * 3
@@ -204,6 +214,23 @@ def test_a_damaged_file_is_decoded_anew(root, cache, damage):
     assert same(own(root), whole)
 
 
+def test_a_file_that_is_decoded_anew_stays_for_those_who_read_from_it(root, cache, monkeypatch):
+    reader = stored(root, monkeypatch)
+    (record,) = cache.glob("*train*.json")
+    record.write_text("{}}")
+    pixels = record.with_suffix(".pixels")
+    before = pixels.stat().st_ino, reader.train.images[:]
+    decode = imagefolder.decode
+
+    def other(file, *args, **kwargs):
+        return 255 - decode(file, *args, **kwargs)
+
+    monkeypatch.setattr(imagefolder, "decode", other)
+    own(root)
+    assert pixels.stat().st_ino != before[0]  # else reading now would end the process
+    assert torch.equal(reader.train.images[:], before[1])
+
+
 def test_where_the_cache_cannot_be_written_images_are_decoded_all_the_same(
     root, tmp_path, monkeypatch, caplog
 ):
@@ -221,3 +248,42 @@ def test_a_full_disk_is_one_line(root, monkeypatch):
     monkeypatch.setattr(decoding, "write_json", full)
     with pytest.raises(decoding.UserError, match=r"cannot be kept: \S+json: No space left on devi"):
         own(root)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (PermissionError(13, "Permission denied"), "Permission denied"),
+        (OSError(24, "Too many open files"), "Too many open files"),
+        (MemoryError(), "out of memory"),
+    ],
+)
+def test_what_the_system_refuses_is_not_kept_as_damaged(root, monkeypatch, error, reason):
+    denied, real = root / "train" / "b" / "03.png", imagefolder.decode
+
+    def guarded(file, *args, **kwargs):
+        if file == denied:
+            raise error
+        return real(file, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(imagefolder, "decode", guarded)
+        with pytest.raises(UserError) as raised:
+            own(root, on_corrupt="skip")
+        assert str(raised.value) == f"{denied} cannot be read: {reason}"
+    data = own(root, on_corrupt="skip")
+    assert len(data.train) + len(data.validation) == 21
+
+
+def test_a_damaged_file_that_points_before_its_beginning_is_skipped(root, monkeypatch):
+    real = imagefolder.decode
+
+    def seeking(file, *args, **kwargs):
+        if file == root / "train" / "b" / "03.png":
+            with file.open("rb", buffering=0) as opened:
+                opened.seek(-1)
+        return real(file, *args, **kwargs)
+
+    monkeypatch.setattr(imagefolder, "decode", seeking)
+    data = own(root, on_corrupt="skip")
+    assert len(data.train) + len(data.validation) == 20

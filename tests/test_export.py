@@ -7,6 +7,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+import torch.nn.functional as F
 from onnx import numpy_helper
 from torch import nn
 
@@ -89,6 +90,23 @@ class TestDeployed:
         assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
         with torch.no_grad():
             assert torch.allclose(model(x), folded(x), atol=1e-5)
+
+    @pytest.mark.parametrize("functional", [False, True])
+    @pytest.mark.parametrize("size", [1, (1, 1), [1, 1]])
+    def test_a_global_average_pool_however_it_is_written(self, functional, size):
+        class Net(Residual):
+            def __init__(self):
+                super().__init__()
+                self.average = nn.AdaptiveAvgPool2d(size)
+
+        class Functional(Net):
+            def forward(self, x):
+                x = self.pool(self.relu(self.bn1(self.conv1(x))))
+                return self.fc(F.adaptive_avg_pool2d(x, size).flatten(1))
+
+        folded = deployed(traced(Functional if functional else Net).eval())
+        targets = [node.target for node in folded.graph.nodes]
+        assert torch.ops.pqd.global_average_pool.default in targets
 
     def test_the_given_network_is_left_alone(self):
         model = compressed(Residual)

@@ -1,13 +1,16 @@
 """Files are whole or not there, and an error names the file that was asked for."""
 
+import os
 import resource
 import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from pqd.errors import one_line
-from pqd.files import read_json, replacing, write, write_json
+from pqd.files import read_json, replacing, write, write_json, write_tensors
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -25,6 +28,17 @@ def half_written(path, error):
     with replacing(path) as file:
         file.write(b"half")
         raise error
+
+
+def test_tensors_are_synced_and_as_readable_as_any_file(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_ino))
+    write(tmp_path / "a.txt", "")
+    write_tensors(tmp_path / "a.safetensors", {"a": torch.ones(2)})
+    made = (tmp_path / "a.safetensors").stat()
+    assert made.st_mode == (tmp_path / "a.txt").stat().st_mode
+    assert made.st_ino in synced
+    assert load_file(tmp_path / "a.safetensors")["a"].tolist() == [1, 1]
 
 
 def test_an_error_names_the_file(tmp_path):

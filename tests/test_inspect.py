@@ -90,6 +90,19 @@ class TestLayers:
         assert {layer.bits for layer in found} == {32}
         assert all(layer.time["onnxruntime"] > 0 for layer in found)
 
+    def test_weights_that_are_listed_among_the_inputs(self, tmp_path):
+        network = onnx.load(float_network(tmp_path / "model.onnx"))
+        weights = [
+            helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            for tensor in network.graph.initializer
+        ]
+        for batch in ("batch", 4):
+            size = [batch, 1, 4, 4]
+            images = helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, size)
+            del network.graph.input[:]
+            network.graph.input.extend([*weights, images])
+            assert [layer.macs for layer in graph.layers(network)] == [1152, 9216, 256]
+
     @pytest.mark.parametrize(
         ("codes", "bits", "zeros"),
         [([-128, 0], 8, 0.5), ([-63, 63], 7, 0), ([7, -7], 4, 0), ([1, -1], 2, 0), ([0, 0], 1, 1)],
@@ -387,3 +400,15 @@ class TestCommand:
         )
         with pytest.raises(UserError, match="no convolution or matrix product"):
             look(path)
+
+    def test_a_package_is_named_and_not_a_temporary_file(self, tmp_path):
+        nodes = [helper.make_node("Flatten", ["input"], ["logits"])]
+        pack(write(tmp_path / "m.onnx", nodes, {}, 1, 4, 16), tmp_path / "none.pqd")
+        network = float_network(tmp_path / "f.onnx")
+        for given in ((tmp_path / "none.pqd", None), (network, tmp_path / "none.pqd")):
+            with pytest.raises(UserError) as error:
+                inspect(given[0], [], given[1])
+            assert str(error.value) == (
+                f"{tmp_path / 'none.pqd'} has no convolution or matrix product with weights of its "
+                "own"
+            )

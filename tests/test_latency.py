@@ -251,6 +251,16 @@ def test_a_runtime_is_registered_from_outside(tmp_path, monkeypatch):
     assert measure.predictions(models["dense"], [images], "toy").tolist() == [0, 1]
 
 
+def test_a_network_without_an_onnx_file_is_measured(tmp_path):
+    settings = RuntimeConfig(["torch"], [1], min_calls=2, min_seconds=0.0, blocks=2)
+    networks = {"dense": nn.Sequential(nn.Conv2d(1, 2, 4), nn.Flatten())}
+    rows = measure.latency(
+        {"int8": int8_network(tmp_path / "a.onnx")}, settings, (1, 4, 4), networks
+    )
+    assert [(row["model"], row["macs"]) for row in rows] == [("dense", None)]
+    assert rows.failed == {}
+
+
 def test_torch_without_networks_is_left_out(tmp_path, caplog):
     models = {"dense": float_network(tmp_path / "a.onnx")}
     settings = RuntimeConfig(names=["torch"], threads=[1])

@@ -3,6 +3,8 @@ import os
 import platform
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from torch import nn
 from pqd import measure, runtimes, schema
 from pqd.config import RuntimeConfig
 from pqd.errors import UserError
-from pqd.measure import cpu, files, graph, peak, protocol, quiet
+from pqd.measure import cpu, files, graph, peak, protocol, quiet, timings
 from pqd.runtimes import base, onnx_runtime, torch_compiled
 from tiny_onnx import float_network, int8_network, write
 
@@ -88,6 +90,35 @@ def test_thread_counts_are_distinct_and_fit_the_machine(monkeypatch, caplog):
     assert cpu.thread_counts([1, 0]) == [1]
 
 
+@pytest.mark.parametrize(
+    ("listed", "first", "all_of_first"),
+    [
+        (["0,2", "1,3", "0,2", "1,3"], [0, 1], [0, 2]),
+        (["0-1", "0-1", "2-3", "2-3"], [0, 2], [0, 1]),
+    ],
+)
+def test_what_runs_on_the_other_thread_of_a_core_counts(
+    monkeypatch, tmp_path, listed, first, all_of_first
+):
+    for cpu_, siblings in enumerate(listed):
+        file = tmp_path / f"cpu{cpu_}" / "topology" / "thread_siblings_list"
+        file.parent.mkdir(parents=True)
+        file.write_text(f"{siblings}\n")
+    monkeypatch.setattr(cpu, "TOPOLOGY", tmp_path)
+    monkeypatch.setattr(cpu, "_quota", lambda: None)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    assert cpu.cores() == first
+    assert cpu.siblings(first[:1]) == all_of_first
+    assert cpu.siblings([9]) == [9]  # not told
+    watched = []
+    quiet_ = SimpleNamespace(share=lambda: 0.0)
+    monkeypatch.setattr(timings, "Others", lambda cpus: watched.append(cpus) or quiet_)
+    monkeypatch.setattr(timings, "interleave", lambda *_: {})
+    monkeypatch.setattr(timings, "pinned", lambda _: nullcontext())
+    timings.measure(runtimes.get("onnxruntime"), {}, 1, np.zeros(1, np.float32), RuntimeConfig())
+    assert watched == [all_of_first]
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinity")
 def test_pinning_is_undone():
     before = os.sched_getaffinity(0)
@@ -97,6 +128,27 @@ def test_pinning_is_undone():
             assert os.sched_getaffinity(0) == {cpu.cores()[0]}
             assert os.sched_getaffinity(earlier) == {cpu.cores()[0]}
         assert os.sched_getaffinity(earlier) == before
+    assert os.sched_getaffinity(0) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinity")
+def test_what_is_started_while_pinned_is_free_afterwards():
+    before = os.sched_getaffinity(0)
+    with ThreadPoolExecutor(1) as pool:  # as OpenVINO's threads outlive a measurement
+        with cpu.pinned(1):
+            later = pool.submit(threading.get_native_id).result()
+            assert os.sched_getaffinity(later) == {cpu.cores()[0]}
+        assert os.sched_getaffinity(later) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinity")
+def test_a_thread_that_ends_while_the_others_are_pinned(monkeypatch):
+    before = os.sched_getaffinity(0)
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(threading.get_native_id).result()
+    monkeypatch.setattr(cpu, "_threads", lambda: [os.getpid(), ended])
+    with cpu.pinned(1):
+        assert os.sched_getaffinity(0) == {cpu.cores()[0]}
     assert os.sched_getaffinity(0) == before
 
 

@@ -6,7 +6,11 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from stat import S_IMODE
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextmanager
@@ -43,6 +47,22 @@ def write(path: Path, content: bytes | str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Replaces a JSON file (see `replacing`)."""
     write(path, json.dumps(content, indent=1))
+
+
+def write_tensors(path: Path, tensors: dict[str, "Tensor"]) -> None:
+    """Replaces a safetensors file (see `replacing`), without a copy of the tensors in memory.
+
+    Raises:
+        SafetensorError: as `replacing` raises an `OSError`.
+    """
+    from safetensors.torch import save_file
+
+    with replacing(path) as file:
+        mode = os.fstat(file.fileno()).st_mode
+        save_file(tensors, file.name)  # puts a file there that is not synced, and its owner's alone
+        os.chmod(file.name, S_IMODE(mode))
+        with open(file.name, "rb") as made:
+            os.fsync(made.fileno())
 
 
 def read_json(path: Path) -> dict[str, Any]:

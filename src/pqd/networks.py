@@ -44,8 +44,6 @@ class Blueprint:
 
 def save_network(model: fx.GraphModule, blueprint: Blueprint, folder: Path) -> None:
     """Writes `model.safetensors` and `recipe.json` into a folder that exists."""
-    from safetensors.torch import save_file
-
     recipe = {
         "format": FORMAT,
         "blueprint": asdict(blueprint),
@@ -53,7 +51,7 @@ def save_network(model: fx.GraphModule, blueprint: Blueprint, folder: Path) -> N
         "torch": torch.__version__,
     }
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, folder / WEIGHTS)
+    files.write_tensors(folder / WEIGHTS, state)
     files.write_json(folder / RECIPE, recipe)
 
 

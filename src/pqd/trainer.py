@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import fx, nn
 
 from pqd import data, devices, training
@@ -19,6 +18,7 @@ from pqd.constraints.integers import round_biases
 from pqd.constraints.mask import sparsity
 from pqd.errors import UserError, naming
 from pqd.export.deploy import deployed
+from pqd.files import write_tensors
 from pqd.forecast import Forecast
 from pqd.graph.view import unsupported_layers
 from pqd.networks import Blueprint, load_network, save_network
@@ -117,7 +117,7 @@ class Trainer:
         round_biases(model.cpu())
         save_network(model, self.blueprint, folder)
         if own := stage.modules.state_dict():
-            save_file(own, folder / MODULES)
+            write_tensors(folder / MODULES, own)
         return {
             "epochs": len(history),
             # Of all epochs, also of those that an earlier process trained.

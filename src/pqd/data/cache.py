@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pqd.errors import one_line
-from pqd.files import replacing
+from pqd.files import write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +63,7 @@ def decoded(
     tensors = decode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            save_file(tensors, file.name)  # writes from the tensors' memory, without a copy
+        write_tensors(path, tensors)
     except (OSError, SafetensorError) as error:
         log.warning("decoded images are not kept for the next run: %s", one_line(error))
     return tensors

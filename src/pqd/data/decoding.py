@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from errno import EINVAL
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from pqd.data import cache
+from pqd.data.folders import shown
 from pqd.data.split import histogram
 from pqd.data.stored import StoredImages
 from pqd.errors import UserError, one_line
@@ -25,6 +27,8 @@ from pqd.locks import held
 
 PART = 2**26  # bytes of images that are decoded, written and recorded at a time
 TELL_SECONDS = 30  # between two lines of the log
+
+_OF_CONTENT = {None, EINVAL}  # the number of an error of Pillow's, and of reading where no byte is
 
 Decode = Callable[[Path], np.ndarray]
 
@@ -80,7 +84,7 @@ def decoded(job: Job) -> tuple[StoredImages, dict[int, str]]:
         The images, and why files are left out, by their index.
 
     Raises:
-        UserError: the disk is full; or see `Job`.
+        UserError: the disk is full, a file may not be read, or see `Job`.
     """
     name = cache.named(job.name, job.files, job.settings)
     pixels = cache.folder() / f"{name}.pixels"
@@ -164,6 +168,8 @@ def _decode(job: Job, pixels: Path, record: Record) -> Record:
     )
     told, step = time.monotonic(), max(1, PART // job.image_bytes)
     try:
+        if not record.done:  # a run that reads from an old file keeps its pixels
+            pixels.unlink(missing_ok=True)
         with _opened(pixels) as file, ThreadPoolExecutor(os.cpu_count()) as pool:
             file.truncate(record.done * job.image_bytes)
             file.seek(0, os.SEEK_END)
@@ -204,12 +210,20 @@ def _longer(record: Record, images: np.ndarray, bad: dict[int, str]) -> Record:
 
 
 def _fill(job: Job, file: Path, image: np.ndarray) -> str | None:
-    """Decodes a file into an image; returns why that is not possible."""
+    """Decodes a file into an image; returns why that is not possible.
+
+    Raises:
+        UserError: see `Job`; or the system refuses the file, which is no fault of its content,
+            may pass, and so is not recorded.
+    """
     try:
         image[:] = job.decode(file)
     except UserError:
         raise
     except Exception as error:  # Pillow's decoders raise almost anything
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) not in _OF_CONTENT:
+            reason = getattr(error, "strerror", None) or "out of memory"
+            raise UserError(f"{shown(file)} cannot be read: {reason}") from error
         image[:] = 0
         return one_line(error, named=True)
     return None

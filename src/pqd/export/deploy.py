@@ -1,6 +1,7 @@
 """From the trained network to the deployed one: constraints as they run, batch norms folded."""
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +56,9 @@ def deployed(model: fx.GraphModule) -> fx.GraphModule:
 
 def _is_global_average_pool(graph: Graph, node: fx.Node) -> bool:
     module = graph.module(node)
+    size: Any = None
     if isinstance(module, nn.AdaptiveAvgPool2d):
-        return module.output_size in (1, (1, 1))
-    size = node.kwargs.get("output_size", *node.args[1:2])
-    return node.target is F.adaptive_avg_pool2d and size in (1, (1, 1))
+        size = module.output_size
+    elif node.target is F.adaptive_avg_pool2d:
+        size = node.kwargs.get("output_size", *node.args[1:2])
+    return size == 1 or (isinstance(size, list | tuple) and tuple(size) == (1, 1))

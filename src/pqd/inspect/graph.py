@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pqd.measure.graph import WEIGHTS, infer_shapes, node_macs
+from pqd.measure.graph import WEIGHTS, images_at_a_time, infer_shapes, node_macs
 
 _PASSED = ("DequantizeLinear", "Transpose", "Identity", "Reshape")  # between weights and layer
 _PARAMETER = re.compile(r"([._](weight|codes|kernel))?(_quantized)?$")
@@ -83,7 +83,7 @@ def layers(network: Any) -> list[Node]:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             constants[node.output[0]] = node.attribute[0].t
     shapes = infer_shapes(network)
-    images = next((shapes[v.name][0] for v in graph.input if v.name in shapes), 0)
+    images = images_at_a_time(network) or 1
 
     def array(names: list[str], index: int) -> NDArray[Any] | None:
         there = len(names) > index and names[index] in constants
@@ -121,7 +121,7 @@ def layers(network: Any) -> list[Node]:
                 stored=stored,
                 scale=None if scale is None else _along(scale, stored.shape, axis),
                 zero_point=np.zeros(1) if zero is None else _along(zero, stored.shape, axis),
-                macs=None if macs is None else macs // max(1, images),
+                macs=None if macs is None else macs // images,
                 output_shape=output[1:] if all(output) else [],
             )
         )

@@ -38,6 +38,7 @@ def inspect(path: Path, runtimes: Sequence[str], float_: Path | None = None) -> 
     """
     with tempfile.TemporaryDirectory() as folder:
         model, images = _onnx(path, Path(folder, "model.onnx")), []
+        given = {f"{folder}/model.onnx": path, f"{folder}/float.onnx": float_ or path}
         if float_ is not None:
             float_ = _onnx(float_, Path(folder, "float.onnx"))
         elif path.is_dir() and is_quantized(model):
@@ -47,7 +48,10 @@ def inspect(path: Path, runtimes: Sequence[str], float_: Path | None = None) -> 
         try:
             return look(model, runtimes=runtimes, package=package, float_=float_, images=images)
         except UserError as error:
-            raise UserError(str(error).replace(f"{folder}/model.onnx", str(path))) from None
+            line = str(error)
+            for unpacked, name in given.items():
+                line = line.replace(unpacked, str(name))
+            raise UserError(line) from None
 
 
 def in_float(run: Path, temporary: Path) -> Path:

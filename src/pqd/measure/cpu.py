@@ -27,6 +27,7 @@ ISA = {
     "asimddp": ("dotprod",),
     "i8mm": (),
 }
+TOPOLOGY = Path("/sys/devices/system/cpu")
 VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
 
 
@@ -79,11 +80,27 @@ def cores() -> list[int]:
     """
     if not hasattr(os, "sched_getaffinity"):
         return list(range(psutil.cpu_count(logical=False) or os.cpu_count() or 1))
-    first_of_core: dict[str, int] = {}
+    first_of_core: dict[tuple[int, ...], int] = {}
     for cpu in sorted(os.sched_getaffinity(0)):
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        first_of_core.setdefault(siblings.read_text() if siblings.exists() else str(cpu), cpu)
+        first_of_core.setdefault(_core(cpu), cpu)
     return list(first_of_core.values())[: _quota()]
+
+
+def siblings(cpus: Iterable[int]) -> list[int]:
+    """All logical CPUs of the physical cores of some: what runs on one slows the others."""
+    return sorted({sibling for cpu in cpus for sibling in _core(cpu)})
+
+
+def _core(cpu: int) -> tuple[int, ...]:
+    """The logical CPUs of a physical core, by one of them."""
+    listed = TOPOLOGY / f"cpu{cpu}" / "topology" / "thread_siblings_list"
+    if not listed.exists():
+        return (cpu,)
+    found: list[int] = []
+    for part in listed.read_text().split(","):  # 0,4 or 0-1
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    return tuple(found)
 
 
 def _quota() -> int | None:
@@ -113,15 +130,15 @@ def pinned(threads: int) -> Iterator[None]:
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
-    before = {thread: os.sched_getaffinity(thread) for thread in _threads()}
+    usual, before = os.sched_getaffinity(0), _affinities()
     chosen = cores()[:threads]
     try:
         for thread in before:
             _set_affinity(thread, chosen)
         yield
     finally:
-        for thread, cpus in before.items():
-            _set_affinity(thread, cpus)
+        for thread in _threads():  # one that was started meanwhile is on the chosen cores, too
+            _set_affinity(thread, before.get(thread, usual))
 
 
 def _threads() -> list[int]:
@@ -130,6 +147,15 @@ def _threads() -> list[int]:
     return [int(task.name) for task in tasks.iterdir()] if tasks.exists() else [0]
 
 
+def _affinities() -> dict[int, set[int]]:
+    """The CPUs that each of the process's threads may run on."""
+    found = {}
+    for thread in _threads():
+        with suppress(ProcessLookupError):  # it may have ended meanwhile
+            found[thread] = os.sched_getaffinity(thread)
+    return found
+
+
 def _set_affinity(thread: int, cpus: Iterable[int]) -> None:
-    with suppress(ProcessLookupError):  # it may have ended meanwhile
+    with suppress(ProcessLookupError):  # the same
         os.sched_setaffinity(thread, cpus)

@@ -87,7 +87,14 @@ def input_of(model: Path) -> Input:
 
 def batch_size(model: Path) -> int | None:
     """The number of images that an ONNX file takes at a time; None if it takes any."""
-    return _batch_size(load(model))
+    return images_at_a_time(load(model))
+
+
+def images_at_a_time(network: ModelProto) -> int | None:
+    """The number of images that a network takes at a time; None if it takes any."""
+    found = _inputs(network)
+    dims = found[0].type.tensor_type.shape.dim if found else []
+    return dims[0].dim_value or None if dims else None
 
 
 def is_quantized(model: Path) -> bool:
@@ -111,7 +118,7 @@ def macs(model: Path) -> int | None:
             if count is None:
                 return None
             total += count
-    return total // (_batch_size(network) or 1)
+    return total // (images_at_a_time(network) or 1)
 
 
 def infer_shapes(network: ModelProto) -> dict[str, list[int]]:
@@ -121,7 +128,7 @@ def infer_shapes(network: ModelProto) -> dict[str, list[int]]:
     """
     import onnx
 
-    if _batch_size(network) is None:
+    if images_at_a_time(network) is None:
         own, network = network, onnx.ModelProto()
         network.CopyFrom(own)
         for value in _inputs(network)[:1]:
@@ -154,9 +161,3 @@ def _inputs(network: ModelProto) -> list[ValueInfoProto]:
     """Older files list their weights among the inputs."""
     weights = {tensor.name for tensor in network.graph.initializer}
     return [value for value in network.graph.input if value.name not in weights]
-
-
-def _batch_size(network: ModelProto) -> int | None:
-    found = _inputs(network)
-    dims = found[0].type.tensor_type.shape.dim if found else []
-    return dims[0].dim_value or None if dims else None

@@ -11,7 +11,7 @@ import numpy as np
 from pqd.config import RuntimeConfig
 from pqd.cores import Others
 from pqd.errors import UserError, one_line
-from pqd.measure.cpu import cores, pinned, thread_counts
+from pqd.measure.cpu import cores, pinned, siblings, thread_counts
 from pqd.measure.graph import Input, macs
 from pqd.measure.peak import int8_peak_gops
 from pqd.measure.protocol import Blocks, Call, interleave, summarize
@@ -68,10 +68,10 @@ def latency(
 
     Returns:
         A row for every measured model and setting. `speedup` and its interval are None without a
-        `dense` model. `others_share` is what others took of the cores meanwhile (see
-        `pqd.cores.Others`); above `MAX_OTHERS` a row is `noisy`. `macs` are those of one
-        image, None where they cannot be counted. `int8_peak_share` is the share of the INT8 peak,
-        at as many threads, that the model named `int8` reaches; None for others.
+        `dense` model. `others_share` is what others took of the cores meanwhile, all hardware
+        threads of each (see `pqd.cores.Others`); above `MAX_OTHERS` a row is `noisy`. `macs` are
+        those of one image, None where they cannot be counted. `int8_peak_share` is the share of the
+        INT8 peak, at as many threads, that the model named `int8` reaches; None for others.
     """
     networks = {model: module for model, module in (modules or {}).items() if model != "int8"}
     work = {name: macs(path) for name, path in models.items()}
@@ -105,7 +105,7 @@ def _add_rows(
     runtime: RuntimeConfig,
     taken: Input,
 ) -> None:
-    """Measures in one runtime; `work` is the MACs of one image, by model."""
+    """Measures in one runtime; `work` is the MACs of one image, by model that has an ONNX file."""
     nodes = {model: where.float_compute_nodes(source) for model, source in given.items()}
     for threads, batch_size in product(thread_counts(runtime.threads), runtime.batch_sizes):
         images = random_images(taken.by(where), batch_size, runtime.seed)
@@ -115,7 +115,7 @@ def _add_rows(
         if peak and threads == 1:
             found.int8_peak_gops = max(peak, found.int8_peak_gops or 0)
         for model, figures in summarize(times, runtime).items():
-            gops = 2 * batch_size * (work[model] or 0) / (figures["p50_ms"] * 1e6)
+            gops = 2 * batch_size * (work.get(model) or 0) / (figures["p50_ms"] * 1e6)
             row = {
                 "runtime": where.name,
                 "version": where.version(),
@@ -125,7 +125,7 @@ def _add_rows(
                 "batch_size": batch_size,
                 **figures,
                 "others_share": others,
-                "macs": work[model],
+                "macs": work.get(model),
                 "float_compute_nodes": nodes[model],
                 "int8_peak_share": gops / peak if gops and peak and model == "int8" else None,
             }
@@ -143,13 +143,14 @@ def measure(
     """Times models side by side in one runtime; see `pqd.measure.protocol.interleave`.
 
     Returns:
-        The times of each model, and the share of the cores' time that others took.
+        The times of each model, and the share of the cores' time that others took, on all hardware
+        threads of each.
     """
     with pinned(threads), runtime.threads(threads):
         openers = {
             name: opener(runtime, source, threads, images) for name, source in sources.items()
         }
-        others = Others(cores()[:threads])
+        others = Others(siblings(cores()[:threads]))
         return interleave(openers, settings), others.share()
 
 
