@@ -11,7 +11,7 @@ def config(order="none", **given):
     """The whole configuration with defaults; a stage's settings are given by its name."""
     required = {
         "order": OrderConfig(order),
-        "backbone": BackboneConfig("tiny", "tiny"),
+        "backbone": BackboneConfig("nets.tiny", "tiny"),
         "dataset": DatasetConfig("digits", ""),
         "logger": LoggerConfig("none"),
         "cache": CacheConfig(False, ""),

@@ -5,28 +5,12 @@ import torch
 from torch import nn
 
 from configs import settings, stage
-from nets import Residual, images, traced
+from nets import Batches, Residual, batch, traced
 from pqd.config import TrainConfig
 from pqd.constraints.fake_quant import activation_fake_quants
 from pqd.constraints.mask import masks, sparsity
-from pqd.data import Batch
 from pqd.stages.losses import LOSSES
 from pqd.stages.prune import prunable_layers, sparsity_schedule
-
-
-def batch(seed=0):
-    return Batch(images(8, seed=seed), torch.arange(8) % 4, torch.arange(8))
-
-
-class Batches:
-    """Three batches of eight random images per epoch."""
-
-    def __len__(self):
-        return 3
-
-    def epoch(self, seed):
-        for i in range(3):
-            yield batch(seed=10 * seed + i)
 
 
 class TestSchedule:
