@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, fx, nn
 
+from pqd.backbones.build import BUILDERS, build
+from pqd.config import BackboneConfig
 from pqd.constraints import attach
 from pqd.constraints.bits.allocation import code_max_of
 from pqd.constraints.mask import Masks, set_masks
@@ -90,6 +92,12 @@ def traced(kind: type[nn.Module], seed: int = 0) -> fx.GraphModule:
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
     return fx.symbolic_trace(model)
+
+
+def backbone(name: str, size: int = 32) -> fx.GraphModule:
+    """Returns a backbone of pqd or timm with random weights, for ten classes."""
+    torch.manual_seed(0)
+    return build(BackboneConfig(name if name in BUILDERS else "timm", name), 10, 3, size)
 
 
 def quantized(
