@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from configs import config, settings
+from nets import quantized
 from pqd.config import AugmentConfig, DatasetConfig, TrainConfig
 from pqd.constraints import attach, constraints, describe, package_size, without_integers
 from pqd.constraints.bits.measured import Layers
@@ -14,7 +15,7 @@ from pqd.networks import RECIPE, load_network
 from pqd.stages import STAGES
 from pqd.stages.registry import spelled
 from pqd.trainer import Trainer
-from test_bits import Coded, quantized
+from sized import Coded
 
 EPOCHS = 3  # of 3 steps: bits are chosen within epochs, too
 SIZED = {"size_kib": 0.8, "freeze_observers": 1.0}
