@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from peers import SHAPE, dense, ratio, without_shared_modules
+from contestants import SHAPE, dense, without_shared_modules
+from peers import ratio
 from torch import fx
 
 from pqd.config import RuntimeConfig

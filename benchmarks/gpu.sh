@@ -15,7 +15,7 @@ settings=(logger=none cache.dir="$out/cache" "$@")
 say() { echo "== $(date +%T) $*" | tee -a "$out/log"; }
 run() { say "$*"; "$@" >>"$out/log" 2>&1 || say "failed: $?"; }
 
-run "$python" -m pytest -q tests/test_devices.py tests/test_data_batches.py tests/test_training.py
+run "$python" -m pytest -q tests/test_devices.py tests/test_data_batches.py tests/test_training*.py
 for backbone in resnet18 wrn28_10; do
   run "$python" benchmarks/training.py ratios --backbone "$backbone" --compile true \
     --batch-size "${BATCH:-512}" --rounds "${ROUNDS:-10}"

@@ -123,7 +123,7 @@ class Bench:
 
     def torchao(self) -> Step:
         """QAT by torchao's PT2E flow, with the quantizer for x86."""
-        from peers import without_shared_modules
+        from contestants import without_shared_modules
         from torchao.quantization.pt2e import allow_exported_model_train_eval
         from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
         from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (

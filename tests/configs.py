@@ -2,8 +2,15 @@
 
 import torch
 
-from pqd import schema
-from pqd.config import BackboneConfig, CacheConfig, DatasetConfig, LoggerConfig, OrderConfig
+from pqd import schema, training
+from pqd.config import (
+    BackboneConfig,
+    CacheConfig,
+    DatasetConfig,
+    LoggerConfig,
+    OrderConfig,
+    TrainConfig,
+)
 from pqd.stages import STAGES, Context
 
 
@@ -11,7 +18,7 @@ def config(order="none", **given):
     """The whole configuration with defaults; a stage's settings are given by its name."""
     required = {
         "order": OrderConfig(order),
-        "backbone": BackboneConfig("tiny", "tiny"),
+        "backbone": BackboneConfig("nets.tiny", "tiny"),
         "dataset": DatasetConfig("digits", ""),
         "logger": LoggerConfig("none"),
         "cache": CacheConfig(False, ""),
@@ -29,3 +36,20 @@ def stage(name, batches=(), *, epochs=1, seed=0, baseline=None, train=None, **op
     given = {name: settings(name, **options)} | ({"train": train} if train else {})
     context = Context(config(**given), None, batches, torch.device("cpu"), epochs, seed, baseline)
     return STAGES[name](context)
+
+
+def fitted(model, found, **given):
+    """The network, trained by a stage on its batches."""
+    training.fit(
+        model,
+        found.context.batches,
+        found.loss,
+        settings=TrainConfig(device="cpu", precision="fp32", compile="false"),
+        epochs=found.context.epochs,
+        lr=0.05,
+        seed=0,
+        validate=None,
+        before_step=lambda step: found.before_step(model, step),
+        **given,
+    )
+    return model

@@ -1,6 +1,8 @@
 """Shared by all tests: one thread, Hydra's plugins, torchvision on CPU builds of torch."""
 
 import os
+import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,3 +36,43 @@ def own_wandb(tmp_path_factory):
         wandb.teardown()
         yield
         wandb.teardown()
+
+
+@pytest.fixture
+def wandb_config(own_wandb, monkeypatch):
+    """The configuration of a run that is logged; no run before it found W&B out of reach."""
+    import wandb_runs
+    from pqd.tracking import run
+
+    monkeypatch.setattr(run, "_unreachable", threading.Event())
+    return wandb_runs.config()
+
+
+@pytest.fixture
+def unmeasured(monkeypatch):
+    """Leaves export and measurement out of whole runs."""
+    from pqd import artifact, pipeline
+
+    def touch(folder):
+        (folder / artifact.DENSE_MODEL).write_text("")
+        return {"dense_accuracy": 0.0, "accuracy": 0.0, "sparsity": 0.0}
+
+    monkeypatch.setattr(artifact, "make_dense", lambda subject, folder: touch(folder))
+    monkeypatch.setattr(artifact, "make", lambda subject, dense, folder: touch(folder))
+    monkeypatch.setattr(artifact, "figures", lambda subject, dense, made, runtime: {})
+    monkeypatch.setattr(pipeline, "stage_table", lambda found: found.name)
+    monkeypatch.setattr(pipeline, "ending", lambda found, folder, told: [])
+
+
+@pytest.fixture
+def hydra():
+    """Hydra, with the configuration of train.py."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from pqd import schema
+
+    schema.register()
+    conf = Path(__file__).parents[1] / "conf"
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        yield GlobalHydra.instance().hydra

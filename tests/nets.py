@@ -1,7 +1,18 @@
-"""Tiny hand-made networks."""
+"""Tiny hand-made networks, and random images for them."""
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, fx, nn
+
+from pqd.backbones.build import BUILDERS, build
+from pqd.config import BackboneConfig
+from pqd.constraints import attach
+from pqd.constraints.bits.allocation import code_max_of
+from pqd.constraints.mask import Masks, set_masks
+from pqd.constraints.quantization import FakeQuantization
+from pqd.data import Batch
+from pqd.stages.quantize import calibrate
 
 
 class Residual(nn.Module):
@@ -22,6 +33,14 @@ class Residual(nn.Module):
         x = self.pool(self.relu(self.bn1(self.conv1(x))))
         x = self.relu(self.bn2(self.conv2(x)) + x)
         return self.fc(self.average(x).flatten(1))
+
+
+def tiny(classes: int, channels: int, image_size: int) -> Residual:
+    """The residual network as a backbone: `backbone.builder=nets.tiny`."""
+    net = Residual()
+    net.conv1 = nn.Conv2d(channels, 8, 3, padding=1, bias=False)
+    net.fc = nn.Linear(8, classes)
+    return net
 
 
 class PreActivation(nn.Module):
@@ -75,6 +94,45 @@ def traced(kind: type[nn.Module], seed: int = 0) -> fx.GraphModule:
     return fx.symbolic_trace(model)
 
 
-def images(count: int = 64, size: int = 8, seed: int = 1) -> Tensor:
-    """Returns random images [count, 3, size, size]."""
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+def backbone(name: str, size: int = 32) -> fx.GraphModule:
+    """Returns a backbone of pqd or timm with random weights, for ten classes."""
+    torch.manual_seed(0)
+    return build(BackboneConfig(name if name in BUILDERS else "timm", name), 10, 3, size)
+
+
+def quantized(
+    kind: type[FakeQuantization] = FakeQuantization, bits: int = 8, sparsity: float = 0.0
+) -> fx.GraphModule:
+    """Returns the residual network, pruned where asked, quantized and calibrated."""
+    model = traced(Residual)
+    if sparsity:
+        attach(model, Masks(["conv1", "conv2", "fc"]))
+        set_masks(model, sparsity, "layer")
+    attach(model, kind(code_max_of(bits)))
+    calibrate(model, [images(16)])
+    return model
+
+
+def images(count: int = 64, size: int = 8, seed: int = 1, channels: int = 3) -> Tensor:
+    """Returns random images [count, channels, size, size]."""
+    return torch.randn(count, channels, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def batch(of: int = 8, size: int = 8, seed: int = 0) -> Batch:
+    """Returns random images of four classes."""
+    return Batch(images(of, size, seed), torch.arange(of) % 4, torch.arange(of))
+
+
+class Batches:
+    """Batches of random images, in every epoch others unless they are fixed."""
+
+    def __init__(self, count: int = 3, of: int = 8, size: int = 8, *, fixed: bool = False) -> None:
+        self.count, self.of, self.size, self.fixed = count, of, size, fixed
+
+    def __len__(self) -> int:
+        return self.count
+
+    def epoch(self, seed: int) -> Iterator[Batch]:
+        first = 0 if self.fixed else 10 * seed
+        for i in range(self.count):
+            yield batch(self.of, self.size, first + i)

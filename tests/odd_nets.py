@@ -247,3 +247,20 @@ def trained(kind: type[nn.Module]) -> fx.GraphModule:
     model = fx.symbolic_trace(kind())
     train(model, 40)
     return model
+
+
+KINDS = (
+    Shuffle,
+    Ghost,
+    Mixed,
+    Dense,
+    PreActivation,
+    Split,
+    Constants,
+    GeM,
+    LogSumExp,
+    Pads,
+    ConstantParts,
+    ConstantPads,
+    Keywords,
+)

@@ -1,6 +1,5 @@
-"""Networks of many kinds: quantizers where they belong, the same classes in both runtimes."""
+"""Networks of many kinds: the same classes in both runtimes, and integers where they belong."""
 
-import copy
 from collections import Counter
 
 import onnx
@@ -10,14 +9,11 @@ from torch import fx, nn
 
 import odd_nets
 from pqd.constraints import attach as constrain
-from pqd.constraints.fake_quant import ActivationFakeQuant, activation_fake_quants
+from pqd.constraints.fake_quant import ActivationFakeQuant
 from pqd.constraints.integers import round_biases
-from pqd.constraints.placement import remove_fake_quants
 from pqd.constraints.quantization import FakeQuantization
-from pqd.errors import UserError
 from pqd.export.deploy import deployed
 from pqd.export.onnx_file import write_onnx
-from pqd.graph.view import Graph
 from pqd.runtimes import get, usable
 from pqd.runtimes.onnx_runtime import MOVES, operations
 from pqd.scheme import Scheme
@@ -104,7 +100,7 @@ EXPECTED = {
 }
 
 
-@pytest.fixture(scope="module", params=EXPECTED, ids=lambda kind: kind.__name__)
+@pytest.fixture(scope="module", params=odd_nets.KINDS, ids=lambda kind: kind.__name__)
 def kind(request):
     return request.param
 
@@ -217,79 +213,6 @@ class TestNorms:
         assert type(deployed(model).norm) is nn.BatchNorm2d
 
 
-class TestPlacement:
-    def test_no_quantizer_stands_between_float_operations(self):
-        model = fx.symbolic_trace(odd_nets.LogSumExp())
-        constrain(model, FakeQuantization(127))
-        (positive,) = (node for node in model.graph.nodes if node.name == "add_2")
-        assert {user.name for user in positive.users} == {"activation_quantizers_add_2", "log_1"}
-
-    def test_a_joined_value_that_others_read_has_one_quantizer(self):
-        model = fx.symbolic_trace(odd_nets.Mixed())
-        constrain(model, FakeQuantization(127))
-        (signed,) = (node for node in model.graph.nodes if node.name == "signed")
-        (quantizer,) = signed.users
-        assert sorted(user.name for user in quantizer.users) == ["cat", "other"]
-        joined = [node for node in model.graph.nodes if node.target == quantizer.target]
-        assert [node.args[0].name for node in joined] == ["signed", "relu6"]
-
-    def test_joins_that_share_a_part_share_a_quantizer(self):
-        class Chain(odd_nets.Odd):
-            def middle(self, x):
-                a, b, c = (torch.relu(x * factor) for factor in (1, 2, 3))
-                return torch.cat([torch.cat([a, b], 1)[:, :8], torch.cat([b, c], 1)[:, :8]], 1)
-
-        model = fx.symbolic_trace(Chain())
-        constrain(model, FakeQuantization(127))
-        targets = {
-            node.args[0].name: node.target.rpartition(".")[2]
-            for node in model.graph.nodes
-            if "activation_quantizers" in str(node.target)
-        }
-        assert [targets[name] for name in ("relu", "relu_1", "relu_2")] == ["relu"] * 3
-
-    def test_what_a_float_operation_reads_alone_is_not_quantized_by_a_pool_or_join(self):
-        class Floats(odd_nets.Odd):
-            def middle(self, x):
-                x = x.exp()
-                return torch.cat([self.pool(x).log() + x, x.clamp(min=1)], 1).sqrt()[:, :16]
-
-        model = fx.symbolic_trace(Floats())
-        constrain(model, FakeQuantization(127))
-        placed = [name.rpartition(".")[2] for name in activation_fake_quants(model)]
-        assert placed == ["x", "stem_2", "sqrt", "last_2", "pool_1"]
-
-    def test_a_layer_that_reads_a_constant_stays_float(self):
-        class Position(odd_nets.Odd):
-            def __init__(self):
-                super().__init__()
-                self.register_buffer("places", torch.randn(1, 4, 8, 8))
-                self.embedding = nn.Conv2d(4, 16, 1)
-
-            def middle(self, x):
-                return x + self.embedding(self.places)
-
-        model = odd_nets.trained(Position)
-        constrain(model, FakeQuantization(127))
-        calibrate(model, [odd_nets.data(64, 1)[0]])
-        round_biases(model)
-        network = deployed(model)
-        assert type(network.embedding) is nn.Conv2d
-        images = odd_nets.data(500, 3)[0]
-        with torch.no_grad():
-            same = model(images).argmax(1) == network(images).argmax(1)
-        assert same.float().mean() >= 0.995
-
-    def test_taking_quantizers_off_gives_the_network_back(self, kind):
-        model = odd_nets.trained(kind).eval()
-        again = copy.deepcopy(model)
-        constrain(again, FakeQuantization(127))
-        remove_fake_quants(again)
-        images = odd_nets.data(8, 1)[0]
-        assert torch.equal(again(images), model(images))
-        assert again.state_dict().keys() == model.state_dict().keys()
-
-
 class TestShared:
     def test_the_range_is_the_union_of_all_calls_averaged_over_batches(self):
         quantizer = ActivationFakeQuant(calls=2)
@@ -310,61 +233,3 @@ class TestShared:
             assert torch.equal(again.eval()(images), model.eval()(images))
         scales = [name for name in model.state_dict() if name.endswith(".scale")]
         assert len(scales) == len(EXPECTED[kind][0])
-
-
-class TestRefusals:
-    @pytest.mark.parametrize("parameter", ["weight", "bias"])
-    def test_a_parameter_that_others_read(self, parameter):
-        class Tied(odd_nets.Odd):
-            def middle(self, x):
-                return x * getattr(self.fc, parameter).sum()
-
-        model = fx.symbolic_trace(Tied())
-        deployed(model)  # the layer stays as it is
-        constrain(model, FakeQuantization(127))
-        with pytest.raises(UserError, match=rf"layer fc cannot be .* its {parameter} .*\(sum_1\)"):
-            deployed(model)
-
-
-class TestGraph:
-    @pytest.fixture(scope="class")
-    def nodes(self):
-        class Net(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.register_buffer("buffer", torch.zeros(1, 4, 1, 1))
-
-            def forward(self, x):
-                high, low = x.chunk(2, 1)
-                twice = low + low
-                joined = torch.cat([high, twice.view(twice.shape[0], -1, 4, 4).mT], 1)
-                constant = torch.cat([joined, self.buffer.expand_as(joined)], 1)
-                several = x.split(2, 1)[1:]
-                other = torch.stack(several).permute(1, 0, 2, 3, 4)[:, 0]
-                return other + constant.sum() + self.buffer
-
-        graph = Graph(fx.symbolic_trace(Net()))
-        return graph, {node.name: node for node in graph.model.graph.nodes}
-
-    def test_sources(self, nodes):
-        graph, by_name = nodes
-        assert [n.name for n in graph.sources(by_name["cat"])] == ["x", "add"]
-        assert graph.sources(by_name["cat_1"]) == [by_name["cat_1"]]  # a constant comes in
-        assert [n.name for n in graph.sources(by_name["getitem_4"])] == ["x"]
-
-    def test_activations_constants_and_shapes(self, nodes):
-        graph, by_name = nodes
-        others = [name for name, node in by_name.items() if not graph.is_activation(node)]
-        assert others == ["getattr_1", "getitem_2", "buffer", "expand_as", "buffer_1"]
-        assert graph.readers(by_name["add"]) == [by_name["view"]]
-
-    def test_sums(self, nodes):
-        graph, by_name = nodes
-        sums = [name for name, node in by_name.items() if graph.is_sum(node)]
-        assert sums == ["add", "add_1"]
-        assert [n.name for n in graph.activations(by_name["add"])] == ["getitem_1", "getitem_1"]
-
-    def test_tuples(self, nodes):
-        graph, by_name = nodes
-        tuples = [name for name, node in by_name.items() if graph.is_tuple(node)]
-        assert tuples == ["chunk", "split", "getitem_3"]

@@ -4,8 +4,8 @@ import operator
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
+from nets import images
 from pqd.backbones import build
 from pqd.backbones.build import BUILDERS
 from pqd.backbones.resnet import CifarResNet, resnet18, resnet18_imagenet_stem
@@ -13,7 +13,7 @@ from pqd.backbones.vgg import vgg16_bn
 from pqd.backbones.wrn import WideResNet
 from pqd.config import BackboneConfig
 from pqd.errors import UserError
-from pqd.graph.trace import trace
+from traces import assert_same_function, channels_last, traced
 
 
 def named(name: str, **kwargs) -> BackboneConfig:
@@ -22,30 +22,6 @@ def named(name: str, **kwargs) -> BackboneConfig:
 
 def timm_net(name: str, **kwargs) -> BackboneConfig:
     return BackboneConfig(builder="timm", name=name, kwargs=kwargs)
-
-
-def images(batch: int, channels: int = 3, size: int = 8) -> torch.Tensor:
-    drawn = torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(1))
-    return drawn.contiguous(memory_format=torch.channels_last)
-
-
-def assert_same_function(traced: nn.Module, untraced: nn.Module, channels: int = 3) -> None:
-    """Equal bits in both modes and at several batch sizes; equal gradients but for rounding."""
-    assert set(traced.state_dict()) == set(untraced.state_dict())
-    assert traced.training
-    for training, batch in ((False, 2), (False, 5), (True, 3), (True, 5), (False, 3)):
-        outputs = []
-        for net in (traced, untraced):
-            net.train(training)
-            torch.manual_seed(2)  # of dropout
-            outputs.append(net(images(batch, channels)))
-        torch.testing.assert_close(*outputs, rtol=0, atol=0)
-    for net in (traced, untraced):  # in NCHW, where oneDNN's gradients are right
-        net(images(5, channels).contiguous()).sum().backward()
-    want = dict(untraced.named_parameters())
-    for name, parameter in traced.named_parameters():
-        difference = (parameter.grad - want[name].grad).norm()
-        assert difference <= 1e-5 * want[name].grad.norm(), name
 
 
 # At 10 and 100 classes, from the papers and torchvision.
@@ -86,7 +62,7 @@ def test_the_papers_network_is_42_65_mebibytes():
 )
 def test_a_traced_network_computes_what_the_untraced_one_does(make):
     untraced = make()
-    assert_same_function(trace(copy.deepcopy(untraced), "net", (3, 8, 8)), untraced)
+    assert_same_function(traced(copy.deepcopy(untraced)), untraced)
 
 
 # Their features: BatchNormAct2d and squeeze-excitation; functional dropout and split channels;
@@ -139,7 +115,7 @@ def test_networks_of_a_fixed_image_size_compute_what_timm_does(name, kwargs):
     assert {n for n, _ in traced.named_parameters()} == {n for n, _ in untraced.named_parameters()}
     with torch.no_grad():
         for batch in (1, 5):
-            x = images(batch, size=size)
+            x = channels_last(batch, size)
             torch.testing.assert_close(traced(x), untraced(x), rtol=0, atol=1e-6)
 
 
@@ -218,7 +194,7 @@ def test_building_twice_gives_the_same_graph_and_the_same_weights():
 @pytest.mark.parametrize("name", ["resnet18_imagenet_stem", "resnet20", "vgg16_bn"])
 def test_small_gray_images_fit(name):
     net = build(named(name), classes=10, channels=1, image_size=8).eval()
-    assert net(images(3, channels=1, size=8)).shape == (3, 10)
+    assert net(images(3, channels=1)).shape == (3, 10)
 
 
 def test_vgg_has_the_same_parameter_names_for_every_image_size():
@@ -227,79 +203,10 @@ def test_vgg_has_the_same_parameter_names_for_every_image_size():
     assert len({tuple(sorted(state)) for state in sizes}) == 1
 
 
-class Branching(nn.Module):
-    def forward(self, x):
-        return x if x.sum() > 0 else -x
-
-
-class DropsByItself(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.fc = nn.Flatten()
-
-    def forward(self, x):
-        return F.alpha_dropout(self.fc(x), 0.5, self.training)
-
-
-class Holder(nn.Module):
-    def __init__(self, inner: nn.Module):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x):
-        return self.inner(x)
-
-
-def test_an_untraceable_network_is_refused_naming_operation_and_layer():
-    inner = Branching()
-    inner.add_module("child", nn.ReLU())  # a layer without children is not traced into
-    message = (
-        r'=mine .*"return x if x.sum\(\) > 0 else -x" in layer inner \(Branching\): TraceError'
-    )
-    with pytest.raises(UserError, match=message):
-        trace(Holder(inner), "mine", (3, 8, 8))
-
-
-def test_a_network_whose_mode_would_be_frozen_is_refused():
-    with pytest.raises(UserError, match="alpha_dropout differs between training and evaluation"):
-        trace(Holder(DropsByItself()), "mine", (3, 8, 8))
-
-
 def test_wrong_logits_are_refused(monkeypatch):
     monkeypatch.setitem(BUILDERS, "mine", lambda *_: nn.Sequential(nn.Flatten(), nn.Linear(12, 3)))
     with pytest.raises(UserError, match=r"returns \[2, 3\] .* shape \[2, 10\] are needed"):
         build(named("mine"), classes=10, channels=3, image_size=2)
-
-
-def test_gradients_of_a_narrow_strided_convolution_are_right_in_channels_last():
-    net = nn.Sequential(nn.Conv2d(3, 8, 1, stride=2, bias=False))
-    exact = copy.deepcopy(net).double()
-    got = trace(net, "net", (3, 8, 8))(images(2))
-    want = exact(images(2).double())
-    torch.testing.assert_close(got, want.float())
-    got.square().sum().backward()
-    want.square().sum().backward()
-    torch.testing.assert_close(net[0].weight.grad, exact[0].weight.grad.float())
-
-
-def test_a_padded_strided_convolution_keeps_its_stride():
-    net = nn.Sequential(nn.Conv2d(3, 8, 1, stride=2, padding=1))
-    assert_same_function(trace(copy.deepcopy(net), "net", (3, 8, 8)), net)
-
-
-def test_layers_that_cannot_be_deployed_are_named():
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(3, 3, 1)
-
-        def forward(self, x):
-            return self.conv(self.conv(x))
-
-    with pytest.raises(UserError, match=r"backbone.name=net calls layer conv 2 times; once is"):
-        trace(Twice(), "net", (3, 8, 8))
-    with pytest.raises(UserError, match="batch norm 0 keeps no running statistics"):
-        trace(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)), "net", (3, 8, 8))
 
 
 @pytest.mark.parametrize(
@@ -322,10 +229,3 @@ def test_bad_input_is_one_clear_line(cfg, message):
     with pytest.raises(UserError, match=message) as caught:
         build(cfg, classes=10, channels=3, image_size=32)
     assert "\n" not in str(caught.value)
-
-
-def test_small_images_meet_no_stride_that_is_larger_than_their_map():
-    """As oneDNN gets the gradients of such convolutions wrong in bfloat16."""
-    net = build(named("resnet18_imagenet_stem"), classes=10, channels=1, image_size=8)
-    strides = [net.get_submodule(f"layer{i}.0.conv1").stride for i in (2, 3, 4)]
-    assert strides == [(2, 2), (1, 1), (1, 1)]  # maps of 2x2, 1x1, 1x1

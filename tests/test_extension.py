@@ -18,7 +18,7 @@ from pqd.config import CacheConfig, RuntimeConfig, TrainConfig
 from pqd.constraints import describe
 from pqd.errors import UserError
 from pqd.networks import load_network
-from test_pipeline import EPOCHS, _tiny_backbone, of  # noqa: F401
+from tiny_runs import EPOCHS, of
 
 ROOT = Path(__file__).parents[1]
 COMMAND = (
@@ -67,7 +67,7 @@ def config(tmp_path, order="pxq", cache="cache", **changes):
     return configs.config(order, **given | changes)
 
 
-@pytest.mark.usefixtures("_toys", "_tiny_backbone")
+@pytest.mark.usefixtures("_toys")
 class TestStage:
     def test_is_trained_cached_exported_and_measured(self, tmp_path):
         found = pipeline.run(config(tmp_path), tmp_path / "run")

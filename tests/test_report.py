@@ -1,36 +1,18 @@
-"""The report: what is read, how it is grouped, and what the files say."""
+"""The report: what is read, how it is grouped, and what it counts."""
 
-import base64
 import csv
-import gzip
 import json
 import math
-import re
 from dataclasses import asdict
-from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
-import toys
 from pqd.errors import UserError
-from pqd.report import build, figures, points, style
+from pqd.report import build, points
 from pqd.report.load import load
 from pqd.report.view import view
-from pqd.result import DENSE, Final, Layer, Provenance
-from report_runs import (
-    ORDERS,
-    latency,
-    provenance,
-    result,
-    unfinished,
-    write,
-    write_bench,
-    write_orders,
-    write_sweep,
-)
-
-# --- reading
+from pqd.result import DENSE
+from report_runs import latency, provenance, result, unfinished, write, write_bench, write_orders
 
 
 def test_no_result_and_no_folder_are_mistakes_of_the_user(tmp_path):
@@ -161,9 +143,6 @@ def test_machines_are_joined_and_the_newest_measurement_counts(tmp_path):
     assert any("bench-broken.json" in line for line in load([tmp_path]).problems)
 
 
-# --- numbers of the report
-
-
 def test_rows_costs_and_curves(tmp_path):
     write_orders(tmp_path, {"pqd": [80.0, 82.0], "q": [88.0, 89.0]})
     report = view(load([tmp_path]))
@@ -200,239 +179,3 @@ def test_saving_counts_a_cached_stage_at_the_time_its_training_took(tmp_path):
         ("pqd", 13.0, 0),
         ("pdq", 13.0, 1),
     ]
-
-
-# --- stages of other people's
-
-
-@pytest.fixture(params=[True, False], ids=["registered", "unknown"])
-def letter(request):
-    """The letter of a stage that pqd does not have; of an unknown stage it is its initial."""
-    if request.param:
-        toys.register()
-    yield "x" if request.param else "t"
-    if request.param:
-        toys.unregister()
-
-
-def test_orders_with_other_stages_are_in_tables_plots_and_verdicts(tmp_path, letter):
-    better = [81.0 + 0.01 * seed for seed in range(8)]
-    write_orders(tmp_path, {"pxq": better, "pqd": [80.0] * 8, "qdp": [79.0] * 8, "x": better})
-    out = build([tmp_path], tmp_path / "out").parent
-    other = f"p{letter}q"
-    report = view(load([tmp_path]))
-    assert report.orders == ["pqd", "qdp", other, letter]
-    assert report.stages == ["baseline", "prune", "quantize", "distill", "toy"]
-    assert report.verdict.startswith(f"{other} is more accurate than pqd, +1.04 points")
-    page, text, table, points = (
-        (out / name).read_text() for name in ("report.html", "report.md", "table.tex", "points.csv")
-    )
-    assert f"| {other} | 8 | 81.03 |" in text
-    assert f"{letter} toy" in page
-    assert f'data-order="{other}"' in page
-    assert f"\n{other} & 8 & 81.03" in table
-    assert ",toy_seconds," in points
-    plots = json.loads(Links(page).scripts[0])["plots"]
-    for name in ("frontier-0-size", "differences-0", "stages-0"):
-        drawn = {trace.get("meta"): trace for trace in plots[name]["data"]}
-        assert drawn[other]["marker"]["color"] == style.colour(other)
-    assert style.colour(other) not in {*style.COLOURS.values(), style.GREY}
-    assert style.symbol(other) not in style.SYMBOLS.values()
-    assert len(style.polygon(other)) >= 3
-
-
-# --- figures
-
-
-def test_what_costs_far_more_is_at_the_margin_and_does_not_stretch_the_axis(tmp_path):
-    write_orders(tmp_path, {"pqd": [80.0], "pdq": [81.0]})
-    near = view(load([tmp_path])).families[0].frontiers[0]
-    figure = figures.frontier(near)
-    assert [[p.order for p in slot] for slot in near.apart] == [[DENSE]]
-    assert "(KiB" in figure["layout"]["xaxis"]["title"]["text"]
-    (dense,) = [trace for trace in figure["data"] if trace.get("meta") == DENSE]
-    assert dense["customdata"] == ["1.05<br>MiB"]  # by which the page knows it
-    costs = [x for trace in figure["data"] if "customdata" not in trace for x in trace["x"]]
-    assert max(costs) < 1.2 * min(costs)
-    # The orders that skip a stage cost more, too: those of about one cost share a place.
-    write_orders(tmp_path, {"d": [85.0], "none": [90.0], "q": [89.0], "p": [88.0]})
-    wide = view(load([tmp_path])).families[0].frontiers[0]
-    assert [[p.order for p in slot] for slot in wide.apart] == [["p", "q"], ["none", "d"], [DENSE]]
-    assert {p.order for p in wide.near} == {"pqd", "pdq"}
-    assert wide.unit[0] == "KiB"
-
-
-def test_single_techniques_alone_are_no_ones_margin(tmp_path):
-    write_orders(tmp_path, {"d": [85.0], "p": [88.0]})
-    (size, *_) = view(load([tmp_path])).families[0].frontiers
-    assert size.apart == []
-
-
-def test_one_seed_has_no_dash_for_an_interval(tmp_path):
-    write_orders(tmp_path, {"pqd": [80.0]})
-    figure = figures.frontier(view(load([tmp_path])).families[0].frontiers[0])
-    bars = [trace["error_y"] for trace in figure["data"] if "error_y" in trace]
-    assert [(bar["array"], bar["width"]) for bar in bars] == [([0], 0)] * 2  # dense too
-
-
-# --- files
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("sweep")
-    write_sweep(folder, order=(*ORDERS, "q"), seed=range(2), dataset=("digits", "cifar10"))
-    write(folder, unfinished(result("pqd", 9), "failed", "</script><b>&"))
-    build([folder], folder / "report")
-    return folder / "report"
-
-
-def test_all_files_are_written_and_nothing_is_left(built):
-    assert sorted(path.name for path in built.iterdir()) == [
-        "frontier.png",
-        "frontier.svg",
-        "points.csv",
-        "report.html",
-        "report.md",
-        "table.tex",
-    ]
-    assert (built / "frontier.png").read_bytes().startswith(b"\x89PNG")
-    assert "<svg" in (built / "frontier.svg").read_text()
-
-
-def test_same_results_same_files(built):
-    before = {path.name: path.read_bytes() for path in built.iterdir()}
-    assert build([built.parent], built) == built / "report.html"
-    assert {path.name: path.read_bytes() for path in built.iterdir()} == before
-
-
-class Links(HTMLParser):
-    """Collects what a page loads, and the text of its scripts."""
-
-    def __init__(self, page: str):
-        super().__init__()
-        self.loaded: list[str] = []
-        self.linked: list[str] = []  # followed by a click alone
-        self.scripts: list[str] = []
-        self.styles: list[str] = []
-        self.inside = ""
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        self.inside = tag
-        found = [v for k, v in attrs if k in ("src", "href", "srcset", "data", "action")]
-        (self.linked if tag == "a" else self.loaded).extend(found)
-        self.scripts += [""] if tag == "script" else []
-
-    def handle_endtag(self, tag):
-        self.inside = ""
-
-    def handle_data(self, data):
-        if self.inside == "script":
-            self.scripts[-1] += data
-        elif self.inside == "style":
-            self.styles.append(data)
-
-
-def test_page_is_one_file_without_network(built):
-    page = (built / "report.html").read_text()
-    links = Links(page)
-    assert links.loaded == []
-    assert not re.search(r"@import|url\(", "".join(links.styles))
-    data, plotly, own = links.scripts
-    assert b"plotly.js v" in gzip.decompress(base64.b64decode(plotly))[:200]
-    assert "http" not in own
-    drawn = set(re.findall(r'data-figure="([^"]+)"', page))
-    assert drawn == set(json.loads(data)["plots"])
-
-
-def test_page_links_to_the_files_beside_it_and_to_every_run(built):
-    linked = Links((built / "report.html").read_text()).linked
-    assert linked[:5] == ["points.csv", "table.tex", "frontier.png", "frontier.svg", "report.md"]
-    assert len(linked) == 5 + 28
-    assert all((built / name).exists() for name in linked[:5])
-    assert all((built / folder / "result.json").is_file() for folder in linked[5:])
-
-
-def test_sections_with_nothing_to_compare_are_left_out(built, tmp_path):
-    headings = ("<h2>Compared with pqd</h2>", "<h2>Hypervolume</h2>")
-    assert all(heading in (built / "report.html").read_text() for heading in headings)
-    write_sweep(tmp_path, seed=range(2))
-    page = build([tmp_path], tmp_path / "out", figures=False).read_text()
-    assert not any(heading in page for heading in headings)
-
-
-def test_layers_of_each_orders_first_seed(built, tmp_path):
-    assert "<summary>Layers</summary>" not in (built / "report.html").read_text()
-    for seed, share in ((0, 0.25), (1, 0.5)):
-        run = result("pqd", seed)
-        run.final.layers = [Layer("conv1", "Conv", [8, 3, 3, 3], time={"onnxruntime": share})]
-        write(tmp_path, run)
-    page = build([tmp_path], tmp_path / "out", figures=False).read_text()
-    assert '<td class="text">conv1</td><td class="text">Conv</td>' in page
-    assert "What hurts most: conv1 takes 25.0 % of the time in ONNX Runtime." in page
-    assert "50.0 % of the time" not in page
-
-
-def test_page_escapes_what_runs_say(built):
-    page = (built / "report.html").read_text()
-    assert "&lt;/script&gt;&lt;b&gt;&amp;" in page
-    assert "</script><b>&" not in page
-
-
-def test_page_and_markdown_say_the_verdict(built):
-    for name in ("report.html", "report.md"):
-        assert "No verdict is possible with 2 seeds" in (built / name).read_text()
-
-
-def test_points_csv(built):
-    with (built / "points.csv").open(newline="") as file:
-        table = list(csv.DictReader(file))
-    assert len(table) == 28
-    row = next(r for r in table if (r["order"], r["seed"], r["dataset"]) == ("pqd", "1", "digits"))
-    expected = result("pqd", 1).final
-    assert float(row["accuracy"]) == expected.accuracy
-    assert int(row["package_bytes"]) == expected.sizes["package"]
-    timing = next(t for t in expected.latency if t.model == "int8" and t.threads == 2)
-    assert float(row["onnxruntime_t2_b1_int8_p50_ms"]) == timing.p50_ms
-    unpruned = next(r for r in table if r["order"] == "q")
-    assert unpruned["target_sparsity"] == unpruned["prune_seconds"] == ""
-
-
-def test_latex_table(built):
-    text = (built / "table.tex").read_text()
-    assert text.count(r"\toprule") == text.count(r"\bottomrule") == 1
-    assert r"sparsity 80 \%" in text
-    rows = [line for line in text.splitlines() if line.startswith("pqd &")]
-    assert len(rows) == 2
-    assert all(line.count("&") == 6 and line.endswith(r" \\") for line in rows)
-    assert r"$\pm$" in rows[0]
-
-
-@pytest.mark.parametrize("seeds", [1, 6])
-def test_single_order_without_latencies(tmp_path, seeds):
-    write_sweep(tmp_path, seed=range(seeds), runtimes=[()])
-    page = build([tmp_path], tmp_path / "out").read_text()
-    assert "Nothing to compare" in page
-    assert "latency in" not in page
-    assert "INT8 ms" not in (tmp_path / "out" / "table.tex").read_text()
-
-
-def test_missing_sizes_and_parts_of_a_result(tmp_path):
-    data = result("dq")
-    data.final = Final(dense_accuracy=90.0, accuracy=91.0, sparsity=0.0)
-    data.provenance = Provenance(started="2026-03-01T08:00:00+00:00")
-    for entry in data.stages:
-        entry.validation_accuracy = None
-    write(tmp_path, data)
-    page = build([tmp_path], tmp_path / "out").read_text()
-    assert "not recorded" in page
-    assert 'data-figure="' not in page
-    assert not (tmp_path / "out" / "frontier.png").exists()
-
-
-def test_only_failed_runs_still_make_a_report(tmp_path):
-    write(tmp_path, unfinished(result(), "failed", "diverged"))
-    page = build([tmp_path], tmp_path / "out").read_text()
-    assert "No run has completed" in page
-    assert (tmp_path / "out" / "points.csv").read_text() == ""

@@ -5,26 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from torch import nn
 
 import pqd.cli
 from configs import config, settings
-from nets import Residual
 from pqd import pipeline, result
-from pqd.backbones.build import BUILDERS
 from pqd.config import BackboneConfig, CacheConfig, DatasetConfig, RuntimeConfig, TrainConfig
 from pqd.result import Result
 
 
 @pytest.fixture(autouse=True)
 def _here(monkeypatch, tmp_path):
-    class Tiny(Residual):
-        def __init__(self):
-            super().__init__()
-            self.conv1 = nn.Conv2d(1, 8, 3, padding=1, bias=False)
-            self.fc = nn.Linear(8, 10)
-
-    monkeypatch.setitem(BUILDERS, "tiny", lambda classes, channels, image_size: Tiny())
     monkeypatch.chdir(tmp_path)
 
 
@@ -34,7 +24,6 @@ def before():
     stages = {name: settings(name, epochs=1) for name in ("baseline", "prune")}
     given = config(
         "p",
-        backbone=BackboneConfig("tiny", "tiny"),
         dataset=DatasetConfig("digits", "", train_limit=64),
         train=TrainConfig(batch_size=32),
         runtime=RuntimeConfig(threads=[1], min_calls=2, min_seconds=0.0, blocks=2),

@@ -4,11 +4,10 @@ import copy
 
 import numpy as np
 import pytest
-from torch import nn
 
 from configs import config, settings
-from nets import Residual
-from pqd.config import AugmentConfig, BackboneConfig, DatasetConfig, TrainConfig
+from nets import quantized
+from pqd.config import AugmentConfig, DatasetConfig, TrainConfig
 from pqd.constraints import attach, constraints, describe, package_size, without_integers
 from pqd.constraints.bits.measured import Layers
 from pqd.constraints.package_size import PackageSize
@@ -16,7 +15,7 @@ from pqd.networks import RECIPE, load_network
 from pqd.stages import STAGES
 from pqd.stages.registry import spelled
 from pqd.trainer import Trainer
-from test_bits import Coded, quantized
+from sized import Coded
 
 EPOCHS = 3  # of 3 steps: bits are chosen within epochs, too
 SIZED = {"size_kib": 0.8, "freeze_observers": 1.0}
@@ -42,20 +41,11 @@ class Stopped(Exception):
     pass
 
 
-def tiny(classes, channels, image_size):
-    """The backbone."""
-    net = Residual()
-    net.conv1 = nn.Conv2d(channels, 8, 3, padding=1, bias=False)
-    net.fc = nn.Linear(8, classes)
-    return net
-
-
 def trainer_of(order="none", **options):
     given = {name: {"epochs": EPOCHS} | options.get(name, {}) for name in ("prune", "quantize")}
     return Trainer(
         config(
             order,
-            backbone=BackboneConfig(f"{__name__}.tiny", "tiny"),
             dataset=DatasetConfig("digits", "", train_limit=96, augment=AugmentConfig(0, False)),
             train=TrainConfig(device="cpu", precision="fp32", batch_size=32),
             baseline=settings("baseline", epochs=2),

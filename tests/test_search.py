@@ -1,103 +1,26 @@
-"""The search: its space, what it learns, what stops a trial early, and kills."""
+"""The search: what it learns, what stops a trial early, and kills."""
 
 import itertools
 import math
-from types import SimpleNamespace
 
 import pytest
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
-from omegaconf import open_dict
 
 import report_runs
 import small_sweeps
-from pqd import result, schema
+from pqd import result
 from pqd.errors import UserError
-from pqd.objectives import OBJECTIVES, values
 from pqd.report.load import load
 from pqd.report.view import view
 from pqd.result import StageResult
-from pqd.search.space import Dimension, saves, space
 from pqd.stages import spelled
 from pqd.sweep import finish
+from sweepers import dimensions, settings_of, sweeper
 
 pytest.importorskip("optuna")
 from pqd.search.stopping import floors
 from pqd.search.study import Study
-
-
-def dimensions(*overrides):
-    return space(OverridesParser.create().parse_overrides(list(overrides)))
-
-
-@pytest.mark.parametrize(
-    ("override", "expected"),
-    [
-        ("order=pqd,qpd", {"choices": ("pqd", "qpd")}),
-        ("prune.sparsity=interval(0.3,0.9)", {"low": 0.3, "high": 0.9}),
-        ("prune.lr=tag(log,interval(0.01,0.1))", {"low": 0.01, "high": 0.1, "log": True}),
-        ("prune.macs=tag(costs,range(0.3,1.05,0.1))", {"low": 0.3, "high": 1, "step": 0.1}),
-        ("quantize.weight_bits=tag(costs,range(4,8))", {"low": 4, "high": 7, "step": 1}),
-        ("prune.sparsity=tag(saves,choice(0.5,0.9))", {"choices": ("0.5", "0.9")}),
-    ],
-)
-def test_the_space_is_what_hydra_would_sweep(override, expected):
-    (found,) = dimensions(override, "seed=0")
-    key, _, given = override.partition("=")
-    sign = ("saves" in given) - ("costs" in given)
-    assert found == Dimension(key, found.given, sign=sign, **expected)
-    if found.step:
-        grid = OverridesParser.create().parse_override(override).sweep_iterator()
-        assert found.high == pytest.approx(max(map(float, grid)))
-
-
-@pytest.mark.parametrize(
-    ("override", "line"),
-    [
-        ("seed=0", "a search has nothing to choose from; give it a range"),
-        ("seed=range(3,3)", "seed=range(3,3) is empty"),
-        ("prune.lr=tag(lgo,interval(1,2))", "tag lgo is unknown; log, saves, costs are not"),
-        ("prune.lr=tag(saves,costs,interval(1,2))", "either saves or costs"),
-        ("prune.lr=tag(log,interval(0,1))", "a logarithmic scale starts above 0"),
-        ("prune.lr=interval(2,1)", "prune.lr=interval(2,1) ends before it begins"),
-        ("order=tag(saves,choice(pqd,qpd))", "only numbers save or cost"),
-    ],
-)
-def test_another_space_is_refused(override, line):
-    with pytest.raises(UserError) as caught:
-        dimensions(override)
-    assert line in str(caught.value)
-
-
-def test_values_are_spelled_as_short_as_they_are_worth():
-    lr = Dimension("prune.lr", "", low=0.001, high=0.1, log=True)
-    sparsity = Dimension("prune.sparsity", "", low=0.3, high=0.9, step=0.1)
-    assert lr.spell(0.0123456) == "0.0123"
-    assert sparsity.spell(0.6000000000000001) == "0.6"
-
-
-def test_what_saves_at_least_as_much():
-    space = dimensions("a=tag(saves,interval(0,1))", "b=tag(costs,range(2,9))", "c=interval(0,1)")
-    params = {"a": 0.5, "b": 6, "c": 0.1}
-    assert saves(space, params | {"c": 0.9}, params)
-    assert saves(space, params | {"a": 0.6, "b": 4}, params)
-    assert not saves(space, params | {"a": 0.6, "b": 7}, params)
-
-
-def test_no_objective_is_measured_on_the_test_split():
-    run = report_runs.result(accuracy=77.0)
-    run.stages[-1].validation_accuracy = 81.0
-    latency, size = run.final.deployed.p50_ms, run.final.sizes["package"]
-    assert values(run, OBJECTIVES) == [81.0, latency, size]
-    run.final.latency = []
-    assert values(run, ["latency_ms"]) is None
-    run.status = "stopped"
-    assert values(run, ["validation_accuracy"]) is None
-
 
 SPACE = (
     "order=pqd,dpq",
@@ -208,9 +131,7 @@ class Trained:
             raise KeyboardInterrupt
         cfg = self.hydra.compose_config("config", job, RunMode.RUN)
         subdir = cfg.hydra.sweep.subdir
-        with open_dict(cfg):
-            del cfg["hydra"]
-        settings = schema.parse(cfg)
+        settings = settings_of(cfg)
         sparsity, lr = settings.prune.sparsity, settings.prune.lr
         accuracy = round(90 - 20 * sparsity**4 - 40 * abs(lr - 0.05), 3)
         made = outcome(settings.order.name, [accuracy] * 3, round(1000 * (1 - sparsity)))
@@ -226,28 +147,18 @@ class Trained:
 
 
 @pytest.fixture
-def hydra():
-    schema.register()
-    with initialize_config_dir(str(small_sweeps.TRAIN.with_name("conf")), version_base="1.3"):
-        yield GlobalHydra.instance().hydra
-
-
-@pytest.fixture
 def search(hydra, monkeypatch):
     """Searches in a folder with some of the sweeper's options, killed after `lives` jobs."""
-    plugin = Plugins.instance().class_name_to_class["hydra_plugins.pqd_search.SearchSweeper"]
     monkeypatch.setattr(finish, "_jobs", None)
 
     def run(folder, *arguments, lives=None, **options):
-        given = ["experiment=demo", f"hydra.sweep.dir={folder}", "hydra/sweeper=search"]
+        given = [f"hydra.sweep.dir={folder}", "hydra/sweeper=search"]
         options = {"n_trials": 9, "batch": 2, "storage": f"{folder}/study.journal"} | options
-        sweeper = plugin(**options)
-        sweeper.launcher = launcher = Trained(hydra, folder, lives)
-        sweeper.config = hydra.compose_config("config", given, RunMode.MULTIRUN)
-        sweeper.hydra_context = SimpleNamespace(config_loader=hydra.config_loader)
+        launcher = Trained(hydra, folder, lives)
+        made = sweeper(hydra, "pqd_search.SearchSweeper", launcher, *given, **options)
         objectives = "objectives=[validation_accuracy,package_bytes]"
         try:
-            sweeper.sweep([objectives, *(arguments or SPACE), "experiment=demo", "logger=none"])
+            made.sweep([objectives, *(arguments or SPACE), "experiment=demo", "logger=none"])
         finally:
             launcher.folders = finish._jobs
         return launcher

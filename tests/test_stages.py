@@ -5,28 +5,13 @@ import torch
 from torch import nn
 
 from configs import settings, stage
-from nets import Residual, images, traced
+from nets import Batches, Residual, batch, images, traced
 from pqd.config import TrainConfig
 from pqd.constraints.fake_quant import activation_fake_quants
 from pqd.constraints.mask import masks, sparsity
-from pqd.data import Batch
 from pqd.stages.losses import LOSSES
 from pqd.stages.prune import prunable_layers, sparsity_schedule
-
-
-def batch(seed=0):
-    return Batch(images(8, seed=seed), torch.arange(8) % 4, torch.arange(8))
-
-
-class Batches:
-    """Three batches of eight random images per epoch."""
-
-    def __len__(self):
-        return 3
-
-    def epoch(self, seed):
-        for i in range(3):
-            yield batch(seed=10 * seed + i)
+from pqd.stages.quantize import calibrate, reestimate_batch_norm
 
 
 class TestSchedule:
@@ -116,6 +101,30 @@ class TestQuantize:
         for layer in (model.conv1, model.fc):
             codes = layer.parametrizations.weight[-1].codes(layer.parametrizations.weight.original)
             assert codes.abs().amax() == largest
+
+
+class TestBatchNorm:
+    def test_statistics_are_the_mean_over_batches(self):
+        model = traced(Residual)
+        batches = [images(16, seed=s) for s in range(3)]
+        reestimate_batch_norm(model, batches)
+        outs = [model.conv1(x) for x in batches]
+        mean = torch.stack([out.mean((0, 2, 3)) for out in outs]).mean(0)
+        variance = torch.stack([out.var((0, 2, 3)) for out in outs]).mean(0)
+        assert torch.allclose(model.bn1.running_mean, mean, atol=1e-5)
+        assert torch.allclose(model.bn1.running_var, variance, rtol=1e-4)
+        assert model.bn1.momentum == nn.BatchNorm2d(1).momentum
+        assert not any(module.training for module in model.modules())
+
+    @pytest.mark.parametrize("wanted", [False, True])
+    def test_the_stage_does_so_where_asked(self, wanted):
+        model = traced(Residual)
+        found = stage("quantize", Batches(), weight_bits=4, reestimate_batch_norm=wanted)
+        found.attach(model)
+        calibrate(model, [images(8)])
+        before = model.bn2.running_mean.clone()
+        assert found.finish(model) == {}
+        assert torch.equal(before, model.bn2.running_mean) == (not wanted)
 
 
 def distill(teacher, **options):

@@ -3,12 +3,9 @@
 from dataclasses import asdict
 
 import pytest
-from torch import nn
 
 import configs
-from nets import Residual
 from pqd import identity, pipeline
-from pqd.backbones.build import BUILDERS
 from pqd.config import (
     CacheConfig,
     DatasetConfig,
@@ -19,15 +16,6 @@ from pqd.config import (
 from pqd.errors import UserError
 from pqd.runtimes import REFERENCE, RUNTIMES
 from pqd.scheme import Scheme
-
-
-class Tiny(Residual):
-    """The residual network for digits: one channel, ten classes."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, 8, 3, padding=1, bias=False)
-        self.fc = nn.Linear(8, 10)
 
 
 class Other(type(RUNTIMES[REFERENCE])):
@@ -45,7 +33,6 @@ class Other(type(RUNTIMES[REFERENCE])):
 
 @pytest.fixture
 def other(monkeypatch):
-    monkeypatch.setitem(BUILDERS, "tiny", lambda classes, channels, image_size: Tiny())
     runtime = Other()
     monkeypatch.setitem(RUNTIMES, "other", runtime)
     return runtime

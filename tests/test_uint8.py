@@ -14,6 +14,7 @@ from PIL import Image
 
 import tiny_onnx
 from nets import Residual, traced
+from pqd import pipeline
 from pqd.config import ExportConfig, RuntimeConfig
 from pqd.constraints import attach
 from pqd.constraints.quantization import FakeQuantization
@@ -29,7 +30,7 @@ from pqd.measure.predict import predict
 from pqd.package import pack
 from pqd.runtimes import available
 from pqd.stages.quantize import calibrate
-from test_pipeline import BUILDERS, Tiny, config, of
+from tiny_runs import config, of
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 CLASSES = ["cat", "dog", "frog", "ship"]
@@ -103,10 +104,7 @@ def test_bench_and_inspect_read_it(files, tmp_path):
     assert found.left_out == []
 
 
-def test_a_run_measures_what_it_deploys(tmp_path, monkeypatch):
-    monkeypatch.setitem(BUILDERS, "tiny", lambda classes, channels, image_size: Tiny())
-    from pqd import pipeline
-
+def test_a_run_measures_what_it_deploys(tmp_path):
     finals = []
     for uint8 in (False, True):
         given = config(tmp_path, "q", export=ExportConfig(uint8))
@@ -122,10 +120,7 @@ def test_a_run_measures_what_it_deploys(tmp_path, monkeypatch):
     assert all(own.sizes[name] > plain.sizes[name] for name in ("int8_onnx", "fp32_onnx"))
 
 
-def test_a_size_is_that_of_the_form_that_ships(tmp_path, monkeypatch):
-    monkeypatch.setitem(BUILDERS, "tiny", lambda classes, channels, image_size: Tiny())
-    from pqd import pipeline
-
+def test_a_size_is_that_of_the_form_that_ships(tmp_path):
     given = config(tmp_path, "q", export=ExportConfig(True), **of("quantize", size_kib=2.9))
     found = pipeline.run(given, tmp_path / "run")
     bits, shipped = found.stages[-1].bits, found.final.sizes["package"]

@@ -16,10 +16,10 @@ from wandb.sdk.launch.sweeps import utils
 from wandb.sdk.lib import config_util
 
 from pqd import result, tracking
-from pqd.config import DatasetConfig, LoggerConfig
+from pqd.config import DatasetConfig
 from pqd.data import load_dataset
-from test_tracking import completed, make_config
 from wandb_reader import read, table
+from wandb_runs import completed
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "conf/wandb").glob("*.yaml"))
@@ -80,15 +80,13 @@ def test_an_agents_command_runs_as_it_is(path, tmp_path):
     assert pairs.stat().st_size
 
 
-def test_predictions_and_confusion_matrix(tmp_path):
+def test_predictions_and_confusion_matrix(wandb_config, tmp_path):
     dataset = load_dataset(DatasetConfig("digits", ""))
     labels = dataset.test.labels.numpy()
     predicted = labels.copy()
     predicted[:40] = (labels[:40] + 1) % 10
     np.save(tmp_path / "predictions.npy", predicted)
-    config = make_config()
-    config.logger = LoggerConfig("wandb")
-    with tracking.start(config, tmp_path, "x") as tracker:
+    with tracking.start(wandb_config, tmp_path, "x") as tracker:
         tracker.predictions(dataset, tmp_path / "predictions.npy")
         tracker.finish(completed(), [])
     found = read(tmp_path)

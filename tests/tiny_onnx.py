@@ -1,11 +1,16 @@
-"""Hand-made ONNX files."""
+"""Hand-made ONNX files, and how they are measured in no time."""
 
 import json
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
+from pqd.config import RuntimeConfig
+from pqd.runtimes import REFERENCE
+
+QUICK = RuntimeConfig([REFERENCE], threads=[1], min_calls=4, min_seconds=0.0, blocks=2)
 METADATA = {
     "classes": ["dark", "light"],
     "mean": [0.5],
@@ -85,3 +90,41 @@ def int8_network(path, metadata=METADATA):
         helper.make_node("DequantizeLinear", ["yq", "out_scale", "zero"], ["logits"]),
     ]
     return write(path, nodes, constants, metadata=metadata)
+
+
+class _Images(CalibrationDataReader):
+    """A few random images for ONNX Runtime's own quantizer."""
+
+    def __init__(self):
+        random = np.random.default_rng(0)
+        self.left = [{"input": random.standard_normal((4, 1, 4, 4), np.float32)} for _ in range(3)]
+
+    def get_next(self):
+        return self.left.pop() if self.left else None
+
+
+def foreign_networks(folder):
+    """Writes the float network, and what ONNX Runtime's quantizer makes of it in both formats."""
+    float_network(folder / "float.onnx")
+    for kind in (QuantFormat.QDQ, QuantFormat.QOperator):
+        quantize_static(
+            folder / "float.onnx",
+            folder / f"{kind.name}.onnx",
+            _Images(),
+            quant_format=kind,
+            per_channel=kind is QuantFormat.QDQ,
+        )
+    return folder
+
+
+def model_bytes(*tensors):
+    """An ONNX file of tensors alone."""
+    initializers = [numpy_helper.from_array(t, f"t{i}") for i, t in enumerate(tensors)]
+    return helper.make_model(helper.make_graph([], "g", [], [], initializers)).SerializeToString()
+
+
+def laplace(shape, sparsity, seed=0, scale=20.0):
+    """INT8 weights as trained ones are distributed, a share of them zero."""
+    rng = np.random.default_rng(seed)
+    codes = np.rint(rng.laplace(0, scale, shape)).clip(-127, 127)
+    return (codes * (rng.random(shape) >= sparsity)).astype(np.int8)
