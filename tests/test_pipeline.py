@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import asdict, replace
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -425,6 +426,16 @@ class TestTold:
 
     def lines(self, capsys):
         return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+
+    @pytest.mark.usefixtures("unmeasured")
+    def test_what_was_trained_before_a_kill_is_not_forecast(self, tmp_path, monkeypatch, capsys):
+        with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+            killed.setattr(STAGES["baseline"], "finish", Mock(side_effect=KeyboardInterrupt))
+            run(tmp_path, "q")
+        self.lines(capsys)
+        run(tmp_path, "q")
+        (line,) = [line for line in self.lines(capsys) if line.startswith("training takes about")]
+        assert line.endswith(": 2 epochs of 4 steps")  # of the second stage alone
 
     def test_from_its_first_line_to_its_last(self, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)

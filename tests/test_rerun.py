@@ -1,8 +1,11 @@
 """`pqd rerun`: the same run again, from its result alone, and what is not as it was."""
 
+import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
+from signal import SIGTERM
 
 import pytest
 from torch import nn
@@ -10,7 +13,7 @@ from torch import nn
 import pqd.cli
 from configs import config, settings
 from nets import Residual
-from pqd import pipeline, result
+from pqd import pipeline, result, trainer
 from pqd.backbones.build import BUILDERS
 from pqd.config import BackboneConfig, CacheConfig, DatasetConfig, RuntimeConfig, TrainConfig
 from pqd.result import Result
@@ -47,6 +50,9 @@ def before():
 
 @pytest.fixture
 def rerun(monkeypatch, capsys):
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+
     def run(*arguments):
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", ["pqd", "rerun", *map(str, arguments)])
@@ -55,7 +61,9 @@ def rerun(monkeypatch, capsys):
         out, error = capsys.readouterr()
         return caught.value.code, out, error
 
-    return run
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def change(folder, **changes):
@@ -115,6 +123,13 @@ def test_another_accuracy_is_said_and_is_code_1(before, rerun):
     code, out, _ = rerun(before, "--output", "again")
     assert code == 1
     assert ": +1.00 points; package" in out
+
+
+def test_a_kill_is_noted_in_the_result(before, rerun, monkeypatch):
+    monkeypatch.setattr(trainer.training, "fit", lambda *_, **__: os.kill(os.getpid(), SIGTERM))
+    assert rerun(before, "--output", "again")[0] == 130
+    now = result.read(Path("again"))
+    assert (now.status, now.reason) == ("interrupted", "stopped by SIGTERM")
 
 
 @pytest.mark.parametrize(
