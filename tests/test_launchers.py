@@ -279,7 +279,7 @@ def test_a_dry_run_replaces_no_results(sweep, job, tmp_path):
     there.status = "completed"
     result.write(folder, there)
     launcher = Noting(tmp_path / "sweep")
-    with pytest.raises(UserError, match="completed.*, which those of a dry run would replace"):
+    with pytest.raises(UserError, match=r"completed.*, which those of a dry run would replace"):
         sweep(launcher, "dry_run=true")
     assert launcher.told == []
     assert result.read(folder) == there

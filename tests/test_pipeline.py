@@ -124,6 +124,14 @@ class TestStopping:
         cached = [stage["stage"] for stage in whole["stages"] if stage["cached"]]
         assert cached == ["baseline", "quantize", "prune"]
 
+    def test_a_job_that_is_to_start_again_has_not_failed(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(trainer.training, "fit", Mock(side_effect=SystemExit(-1)))
+        with pytest.raises(SystemExit):
+            run(tmp_path, "p")
+        record = json.loads((tmp_path / "run/result.json").read_text())
+        assert record["status"] == "interrupted"
+        assert record["reason"] == "stopped at its time limit, or preempted"
+
     def test_a_dry_run_trains_nothing_and_says_what_is_there(self, tmp_path, monkeypatch):
         run(tmp_path, "p", name="before")
         monkeypatch.setattr(trainer.Trainer, "train", None)
@@ -429,9 +437,10 @@ class TestTold:
 
     @pytest.mark.usefixtures("unmeasured")
     def test_what_was_trained_before_a_kill_is_not_forecast(self, tmp_path, monkeypatch, capsys):
-        with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as killed:
             killed.setattr(STAGES["baseline"], "finish", Mock(side_effect=KeyboardInterrupt))
-            run(tmp_path, "q")
+            with pytest.raises(KeyboardInterrupt):
+                run(tmp_path, "q")
         self.lines(capsys)
         run(tmp_path, "q")
         (line,) = [line for line in self.lines(capsys) if line.startswith("training takes about")]

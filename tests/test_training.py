@@ -353,9 +353,10 @@ def test_a_checkpoint_that_cannot_be_read_now_is_kept(tmp_path, monkeypatch):
         (Path, "read_bytes", stale, UserError),
         (torch, "load", full, torch.OutOfMemoryError),
     ):
-        with monkeypatch.context() as now, pytest.raises(raised):
+        with monkeypatch.context() as now:
             now.setattr(owner, name, Mock(side_effect=error))
-            train(network(), checkpoint=path)
+            with pytest.raises(raised):
+                train(network(), checkpoint=path)
         assert path.read_bytes() == content
 
 

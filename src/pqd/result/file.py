@@ -107,8 +107,8 @@ def check_free(folder: Path, config: Config) -> None:
         )
     if config.dry_run:
         raise UserError(
-            f"{folder} holds results ({there.name}, {there.status}), which those of a dry run would "
-            "replace; choose another folder"
+            f"{folder} holds results ({there.name}, {there.status}), which those of a dry run "
+            "would replace; choose another folder"
         )
 
 
