@@ -6,7 +6,7 @@ import pytest
 
 import configs
 from pqd import identity, options
-from pqd.config import BASELINE, CacheConfig
+from pqd.config import BASELINE, BackboneConfig, CacheConfig
 from pqd.options import Decides, option_of
 from pqd.stages import STAGES
 from pqd.stages.losses import LOSSES
@@ -146,3 +146,14 @@ def test_the_content_of_a_file_counts_not_its_name(tmp_path):
     assert keys("a", "one") == keys("b", "one")
     assert keys("a", "one")["distill"] != keys("c", "two")["distill"]
     assert keys("a", "one")["prune"] == keys("c", "two")["prune"]
+
+
+def test_so_does_that_of_a_file_among_a_backbones_arguments(tmp_path):
+    def key(text):
+        (tmp_path / "weights").write_text(text)
+        kwargs = {"checkpoint_path": str(tmp_path / "weights"), "drop_path_rate": 0.1}
+        given = BackboneConfig("timm", "resnet10t", kwargs)
+        return identity.stage_keys(configs.config("none", backbone=given), FACTS)
+
+    assert key("one") == key("one")
+    assert key("one") != key("two")

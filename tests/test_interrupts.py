@@ -1,10 +1,13 @@
 """A signal that arrives where Python swallows exceptions still ends the run."""
 
 import signal
+import subprocess
 import sys
 
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 from torch import nn
 
 from pqd import interrupts
@@ -84,3 +87,35 @@ def test_what_else_is_swallowed_is_printed(monkeypatch, capsys):
     monkeypatch.setattr(sys, "unraisablehook", interrupts._unraisable)
     Broken()
     assert "ValueError: in a destructor" in capsys.readouterr().err
+
+
+AFTER_OPENVINO = """
+import gc, signal
+import numpy as np
+from pqd import interrupts
+from pqd.runtimes import get
+
+interrupts.listen()
+sessions = [get("openvino").open("relu.onnx", 1) for _ in range(2)]
+for session in sessions:
+    session(np.ones((1, 4), np.float32))
+del session
+while sessions:  # the older one goes first, as in a measurement
+    del sessions[0]
+    gc.collect()
+try:
+    signal.raise_signal(signal.SIGTERM)
+except KeyboardInterrupt as error:
+    print(error)
+"""
+
+
+def test_a_signal_arrives_after_openvino_has_run(tmp_path):
+    pytest.importorskip("openvino")
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "relu", [x], [y])
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "relu.onnx")
+    line = [sys.executable, "-c", AFTER_OPENVINO]
+    ended = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "stopped by SIGTERM\n"), ended.stderr

@@ -3,6 +3,7 @@
 import itertools
 import json
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -34,6 +35,14 @@ class TestStopping:
         whole = run(tmp_path, "qpd", name="whole")
         cached = [stage["stage"] for stage in whole["stages"] if stage["cached"]]
         assert cached == ["baseline", "quantize", "prune"]
+
+    def test_a_job_that_is_to_start_again_has_not_failed(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(trainer.training, "fit", Mock(side_effect=SystemExit(-1)))
+        with pytest.raises(SystemExit):
+            run(tmp_path, "p")
+        record = json.loads((tmp_path / "run/result.json").read_text())
+        assert record["status"] == "interrupted"
+        assert record["reason"] == "stopped at its time limit, or preempted"
 
     def test_a_dry_run_trains_nothing_and_says_what_is_there(self, tmp_path, monkeypatch):
         run(tmp_path, "p", name="before")

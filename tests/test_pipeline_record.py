@@ -2,6 +2,7 @@
 
 import json
 import re
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from nets import Residual, tiny
 from pqd import trainer
 from pqd.config import CacheConfig, TrainConfig
 from pqd.errors import UserError
+from pqd.stages import STAGES
 from tiny_runs import networks, of, run
 
 
@@ -116,6 +118,17 @@ class TestTold:
 
     def lines(self, capsys):
         return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+
+    @pytest.mark.usefixtures("unmeasured")
+    def test_what_was_trained_before_a_kill_is_not_forecast(self, tmp_path, monkeypatch, capsys):
+        with monkeypatch.context() as killed:
+            killed.setattr(STAGES["baseline"], "finish", Mock(side_effect=KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                run(tmp_path, "q")
+        self.lines(capsys)
+        run(tmp_path, "q")
+        (line,) = [line for line in self.lines(capsys) if line.startswith("training takes about")]
+        assert line.endswith(": 2 epochs of 4 steps")  # of the second stage alone
 
     def test_from_its_first_line_to_its_last(self, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)

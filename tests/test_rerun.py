@@ -1,5 +1,7 @@
 """`pqd rerun`: the same run again, from its result alone, and what is not as it was."""
 
+import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +10,7 @@ import pytest
 
 import pqd.cli
 from configs import config, settings
-from pqd import pipeline, result
+from pqd import pipeline, result, trainer
 from pqd.config import BackboneConfig, CacheConfig, DatasetConfig, RuntimeConfig, TrainConfig
 from pqd.result import Result
 
@@ -36,6 +38,9 @@ def before():
 
 @pytest.fixture
 def rerun(monkeypatch, capsys):
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+
     def run(*arguments):
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", ["pqd", "rerun", *map(str, arguments)])
@@ -44,7 +49,9 @@ def rerun(monkeypatch, capsys):
         out, error = capsys.readouterr()
         return caught.value.code, out, error
 
-    return run
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def change(folder, **changes):
@@ -104,6 +111,16 @@ def test_another_accuracy_is_said_and_is_code_1(before, rerun):
     code, out, _ = rerun(before, "--output", "again")
     assert code == 1
     assert ": +1.00 points; package" in out
+
+
+def test_a_kill_is_noted_in_the_result(before, rerun, monkeypatch):
+    def kill(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(trainer.training, "fit", kill)
+    assert rerun(before, "--output", "again")[0] == 130
+    now = result.read(Path("again"))
+    assert (now.status, now.reason) == ("interrupted", "stopped by SIGTERM")
 
 
 @pytest.mark.parametrize(

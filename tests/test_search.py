@@ -2,10 +2,12 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
+from omegaconf.errors import OmegaConfBaseException
 
 import report_runs
 import small_sweeps
@@ -15,7 +17,7 @@ from pqd.report.load import load
 from pqd.report.view import view
 from pqd.result import StageResult
 from pqd.stages import spelled
-from pqd.sweep import finish
+from pqd.sweep import finish, mistake
 from sweepers import dimensions, settings_of, sweeper
 
 pytest.importorskip("optuna")
@@ -76,6 +78,28 @@ class TestStudy:
             found.tell(number, outcome("pqd", [80, 80, accuracy], size))
         assert [trial.number for trial in found.frontier] == [1, 3]
 
+    def test_limits_that_are_given_later_hold_for_all_trials(self, tmp_path):
+        before = study(tmp_path, limits={"package_bytes": 2000})
+        for number, (accuracy, size) in enumerate([(75, 1000), (70, 900)]):
+            before.ask(1, 9)
+            before.note(number, "hash", str(number))
+            before.tell(number, outcome("pqd", [80, 80, accuracy], size))
+        for limits, kept in (({}, [0, 1]), ({"package_bytes": 950}, [1])):
+            found = study(tmp_path, limits=limits)
+            assert [trial.number for trial in found.frontier] == kept
+
+    def test_it_goes_on_where_a_process_was_killed_while_it_wrote(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        study(Path("sweep")).ask(2, 9)
+        journal = Path("sweep/journal")
+        with journal.open("a") as file:
+            file.write('{"op_code":8,"wor')  # a full disk takes a part of a line
+        Path("sweep/journal.lock").symlink_to(journal)  # Optuna's, which leads nowhere from there
+        found = study(Path("sweep"))
+        found.note(1, "hash", "1")
+        (_, noted) = study(Path("sweep")).trials
+        assert noted.user_attrs["folder"] == "1"
+
     def test_a_stopped_and_a_dead_trial_are_no_points(self, tmp_path):
         found = study(tmp_path)
         found.ask(2, 9)
@@ -107,10 +131,12 @@ class TestStudy:
         with pytest.raises(UserError, match=r"space.seed was absent, now it is 1,2"):
             study(tmp_path, *SPACE, "seed=1,2")
 
-    def test_nor_is_any_other_file(self, tmp_path):
-        (tmp_path / "journal").write_text('{"another": "program"}\n')
+    @pytest.mark.parametrize("content", ['{"another": "program"}\n', "mine\n and no end"])
+    def test_nor_is_any_other_file(self, tmp_path, content):
+        (tmp_path / "journal").write_text(content)
         with pytest.raises(UserError, match="journal is not the file of a search"):
             study(tmp_path)
+        assert (tmp_path / "journal").read_text() == content
 
     def test_a_limit_is_on_an_objective(self, tmp_path):
         with pytest.raises(UserError, match=r"limits.latency_ms: the objectives are validation_"):
@@ -210,15 +236,26 @@ def test_all_its_trials_share_one_frontier_of_the_report(search, tmp_path):
             {},
             "runtime.threads=[] is empty; objectives=latency_ms goes by its first entry",
         ),
-        (SPACE, {"n_trials": 0}, "hydra.sweeper.n_trials=0: at least 1 is accepted"),
+        (SPACE, {"n_trials": 0}, "hydra.sweeper.n_trials=0 is too small; at least 1 is accepted"),
+        (SPACE, {"n_trials": 2.5}, "Value '2.5' of type 'float' could not be converted to Integer"),
+        (
+            SPACE,
+            {"batch": None},
+            "Incompatible value 'None' for field of type 'int' (hydra.sweeper",
+        ),
+        (SPACE, {"seed": -1}, "hydra.sweeper.seed=-1 is outside [0, 2147483648]"),
+        (SPACE, {"margin": "x"}, "Value 'x' of type 'str' could not be converted to Float (hydra."),
+        (SPACE, {"limits": 5}, "Cannot assign int to Dict[str, float] (hydra.sweeper.limits)"),
+        (SPACE, {"params": 5}, "hydra.sweeper.params=5: settings and what to sweep them over are "),
+        (SPACE, {"trials": 5}, "Key 'trials' not in 'SearchSettings' (hydra.sweeper.trials)"),
         (SPACE, {"limits": {"speed": 1}}, "limits.speed: the objectives are "),
         ([*SPACE, "prune.ramp=2"], {}, "prune.ramp=2.0 is outside [0, 1]"),
     ],
 )
 def test_mistakes_are_found_before_any_trial_starts(search, tmp_path, arguments, options, line):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises((UserError, OmegaConfBaseException)) as caught:
         search(tmp_path, *arguments, **options)
-    assert line in str(caught.value)
+    assert line in mistake(caught.value)
     assert not list(tmp_path.glob("*/result.json"))
 
 

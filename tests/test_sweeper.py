@@ -170,6 +170,19 @@ def test_nothing_is_launched_where_other_results_would_be_lost(sweep, tmp_path):
     assert result.read(folder) == there
 
 
+def test_a_dry_run_replaces_no_results(sweep, tmp_path):
+    folder = tmp_path / "sweep/0_resnet20_digits_pqd_seed0"
+    folder.mkdir(parents=True)
+    there = result.started(demo("pqd"))
+    there.status = "completed"
+    result.write(folder, there)
+    launcher = Noting(tmp_path / "sweep")
+    with pytest.raises(UserError, match=r"completed.*, which those of a dry run would replace"):
+        sweep(launcher, "dry_run=true")
+    assert launcher.told == []
+    assert result.read(folder) == there
+
+
 @pytest.mark.parametrize(
     ("swept", "subdir", "line"),
     [

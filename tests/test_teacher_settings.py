@@ -5,11 +5,12 @@ import json
 import pytest
 
 from configs import config, settings
-from pqd.config import BackboneConfig
+from pqd.config import BackboneConfig, DatasetConfig
+from pqd.data import load_dataset
 from pqd.errors import UserError
 from pqd.identity import stage_keys
 from pqd.networks import Blueprint, save_network
-from pqd.stages import STAGES
+from pqd.stages import STAGES, teachers
 from pqd.stages.teachers import ForeignTeacher
 
 
@@ -50,6 +51,17 @@ class TestSettings:
         spelled_out = [foreign("a", image_size=None), foreign("a", image_size=9)]
         assert [key(teachers=[of]) == key(teachers=[foreign("a")]) for of in spelled_out] == [1, 0]
         assert len({key(), key(teacher=a), alike[0], key(teachers=[a])}) == 4
+
+    @pytest.mark.parametrize(
+        "recipe", [{}, {"blueprint": {"classes": 10}}, {"blueprint": 5}, {"blueprint": {"new": 1}}]
+    )
+    def test_a_recipe_from_elsewhere_is_one_line(self, tmp_path, recipe):
+        (tmp_path / "model.safetensors").write_bytes(b"")
+        (tmp_path / "recipe.json").write_text(json.dumps({"format": 2} | recipe))
+        given = config("d", distill=settings("distill", teacher=str(tmp_path)))
+        assert len(stage_keys(given, {"images": ""})) == 2
+        with pytest.raises(UserError, match=r"recipe\.json describes no network that can be "):
+            teachers.load(str(tmp_path), load_dataset(DatasetConfig("digits", "")))
 
     def test_so_does_what_of_the_recipe_decides_outputs(self, tmp_path):
         blueprint = Blueprint(BackboneConfig("resnet8", "resnet8"), 10, 1, 8, (0.5,), (0.2,))

@@ -1,7 +1,10 @@
 """A training that is killed goes on as if it had not been, and one that fails loses nothing."""
 
+import errno
 import logging
 import math
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -74,6 +77,23 @@ def test_a_checkpoint_that_does_not_fit_is_ignored_with_one_line(tmp_path, caplo
     assert str(path) in caplog.messages[0]
     assert untimed(history) == untimed(train(whole))
     assert_same_state(model, whole)
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_kept(tmp_path, monkeypatch):
+    path = tmp_path / "stage.pt"
+    train(network(), checkpoint=path)
+    content = path.read_bytes()
+    stale = OSError(errno.ESTALE, "Stale file handle")
+    full = torch.OutOfMemoryError("CUDA out of memory")
+    for owner, name, error, raised in (
+        (Path, "read_bytes", stale, UserError),
+        (torch, "load", full, torch.OutOfMemoryError),
+    ):
+        with monkeypatch.context() as now:
+            now.setattr(owner, name, Mock(side_effect=error))
+            with pytest.raises(raised):
+                train(network(), checkpoint=path)
+        assert path.read_bytes() == content
 
 
 def test_an_unwritable_checkpoint_is_a_user_error(tmp_path):

@@ -1,8 +1,8 @@
 """Hydra's sweeper that searches with Optuna (`pqd.search`). Hydra imports it at every start."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
@@ -30,22 +30,13 @@ class SearchSweeper(WaveSweeper):
 
     def __init__(
         self,
-        n_trials: int,
-        batch: int,
-        storage: str,
-        seed: int = 0,
-        margin: float | None = None,
-        limits: Mapping[str, float] | None = None,
-        params: dict[str, str] | None = None,
         max_batch_size: int | None = None,
+        params: dict[str, str] | None = None,
+        **settings: Any,
     ) -> None:
-        """Takes the settings of conf/hydra/sweeper/search.yaml."""
+        """Takes the settings of conf/hydra/sweeper/search.yaml; `sweep` checks them."""
         super().__init__(max_batch_size, params)
-        for name, value in (("n_trials", n_trials), ("batch", batch)):
-            if value < 1:
-                raise UserError(f"hydra.sweeper.{name}={value}: at least 1 is accepted")
-        self.n_trials, self.batch, self.storage = n_trials, batch, Path(storage)
-        self.seed, self.margin, self.limits = seed, margin, limits
+        self.given = settings
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """Runs `n_trials` trials, those of an earlier start among them, and shows the best.
@@ -57,12 +48,14 @@ class SearchSweeper(WaveSweeper):
             The jobs' results, wave by wave.
 
         Raises:
-            UserError: see `WaveSweeper.sweep`; or all trials of a batch failed, or the folder
-                holds another search, or one that is under way.
+            UserError: see `WaveSweeper.sweep`; or a setting is not accepted, all trials of a
+                batch failed, or the folder holds another search, or one that is under way.
             Exception: the first that a job raised, once all jobs of its batch have ended.
         """
+        from pqd.search import settings
         from pqd.search.space import space
 
+        self.settings = settings.parse(self.given)
         overrides = self.parse(arguments)
         dimensions = space(overrides)
         searched = {dimension.key for dimension in dimensions}
@@ -74,7 +67,7 @@ class SearchSweeper(WaveSweeper):
         except OSError as error:
             raise UserError(f"the sweep cannot write to {self.folder}: {error.strerror}") from None
         try:
-            with held(self.storage.with_suffix(".lock"), None):
+            with held(Path(f"{self.settings.storage}.search.lock"), None):
                 return self._search(dimensions, fixed)
         except TimeoutError:
             raise UserError(f"another process is at the search in {self.folder}") from None
@@ -94,11 +87,18 @@ class SearchSweeper(WaveSweeper):
             runtime = OmegaConf.to_object(cfg.runtime)
             assert isinstance(runtime, RuntimeConfig)
             runtime.first("objectives=latency_ms")
-        study = Study(self.storage, dimensions, cfg.objectives, seed=self.seed, limits=self.limits)
+        search = self.settings
+        study = Study(
+            Path(search.storage),
+            dimensions,
+            cfg.objectives,
+            seed=search.seed,
+            limits=search.limits,
+        )
         if first := study.first:
             study.check(run_hash(self._job(study, first, fixed).settings))
         results: list[Sequence[JobReturn]] = []
-        while asked := study.ask(self.batch, self.n_trials):
+        while asked := study.ask(search.batch, search.n_trials):
             jobs = [self._job(study, trial, fixed) for trial in asked]
             for trial, job in zip(asked, jobs, strict=True):
                 study.note(trial.number, run_hash(job.settings), job.subfolder)
@@ -121,7 +121,7 @@ class SearchSweeper(WaveSweeper):
 
     def total(self, jobs: int) -> int:
         """Returns how many trials the search has."""
-        return self.n_trials
+        return self.settings.n_trials
 
     def _job(self, study: "Study", trial: "Asked", fixed: list[str]) -> Planned:
         """Composes the job of a trial, with the accuracies below which it is to stop."""
@@ -133,9 +133,9 @@ class SearchSweeper(WaveSweeper):
         overrides += [f"+limits.{name}={limit}" for name, limit in study.limits.items()]
         job = self.plan(overrides, given)
         job.number = trial.number
-        if self.margin is not None:
+        if (margin := self.settings.margin) is not None:
             stages = [stage.name for stage in spelled(job.settings.order.name)]
-            least = floors(study, trial.params, stages, self.margin)
+            least = floors(study, trial.params, stages, margin)
             job.overrides += [f"+stop_below.{stage}={floor}" for stage, floor in least.items()]
         return job
 

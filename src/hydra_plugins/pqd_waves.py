@@ -89,6 +89,11 @@ class WaveSweeper(BasicSweeper):
         """Parses the overrides of the sweeper's configuration and of the command line."""
         sweep.announce([])  # none of what may be in the folder is this sweep's
         _ = self.folder
+        if self.params is not None and not isinstance(self.params, Mapping):
+            raise UserError(
+                f"hydra.sweeper.params={self.params}: settings and what to sweep them over are "
+                "accepted, e.g. {seed: '0,1'}"
+            )
         parser = OverridesParser.create(self.loader)
         return parser.parse_overrides([*self._parse_config(), *arguments])
 

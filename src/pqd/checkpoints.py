@@ -62,11 +62,19 @@ def resume(
 
     Returns:
         The metrics of the finished epochs; none without a file that fits.
+
+    Raises:
+        UserError: the system does not hand the file over, which may be sound.
+        MemoryError, torch.OutOfMemoryError: there is no room for it now.
     """
-    if not path.exists():
-        return []
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"cannot read the checkpoint {path}: {error.strerror}") from error
+    try:
+        state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
         if state["run"] != run:
             raise ValueError(f"it belongs to a run with {state['run']}, this one has {run}")
         shapes = {name: value.shape for name, value in model.state_dict().items()}
@@ -74,6 +82,8 @@ def resume(
             raise ValueError("it belongs to another network")
         history = list(state["history"])
         optimizer.load_state_dict(state["optimizer"])
+    except (MemoryError, torch.OutOfMemoryError):
+        raise  # to start anew would replace what another try can use
     except Exception as error:
         log.warning("ignoring the checkpoint %s and starting anew: %s", path, one_line(error))
         return []

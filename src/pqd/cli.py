@@ -197,8 +197,10 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _rerun(arguments: argparse.Namespace) -> int:
+    from pqd import interrupts
     from pqd.rerun import rerun
 
+    interrupts.listen()  # it trains
     run, compare = arguments.run_or_result, arguments.compare
     same = rerun(run, arguments.output, arguments.set, only_compare=compare)
     return int(not same)

@@ -3,6 +3,7 @@
 Cache keys, the waves of a sweep and the averages of a report all ask here.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -54,6 +55,8 @@ def stage_keys(config: Config, facts: Mapping[str, Any] | None = None) -> dict[s
     stages = tuple(f"{name}." for name in STAGES)
     shared = options.selected(config, kinds=kinds)
     shared = {k: v for k, v in shared.items() if not k.startswith((*stages, *_BY_STAGE))}
+    if facts is not None:
+        shared |= _files_among(config.backbone.kwargs)
     last = key_of(shared | dict(facts or {}))
     keys: dict[str, str] = {}
     for stage in (STAGES[BASELINE], *spelled(config.order.name)):
@@ -61,6 +64,16 @@ def stage_keys(config: Config, facts: Mapping[str, Any] | None = None) -> dict[s
         named = {"parent": last, "stage": stage.name, "version": stage.version}
         last = keys[stage.name] = key_of(named | depends)
     return keys
+
+
+def _files_among(kwargs: Mapping[str, Any]) -> dict[str, str]:
+    """Returns what stands for the content of the files that a backbone's arguments name."""
+    given = {f"backbone.kwargs.{key}": value for key, value in kwargs.items()}
+    return {
+        key: content(key, Path(value))
+        for key, value in given.items()
+        if isinstance(value, str) and os.path.isfile(value)  # also of what no path can be
+    }
 
 
 def wanted(config: Config) -> list[str]:

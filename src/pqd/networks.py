@@ -94,9 +94,11 @@ def built_from(path: Path) -> dict[str, Any] | None:
     Returns:
         What it is built from and its constraints; None where there is no recipe that can be read.
     """
+    folder = path.parent if path.is_file() else path
     try:
-        recipe = _recipe(path.parent if path.is_file() else path)
-        return {"blueprint": asdict(_blueprint(recipe)), "constraints": recipe["constraints"]}
+        recipe = _recipe(folder)
+        with _naming(folder):
+            return {"blueprint": asdict(_blueprint(recipe)), "constraints": recipe["constraints"]}
     except UserError:
         return None
 

@@ -57,6 +57,9 @@ def run(config: Config, folder: Path) -> Result:
         except KeyboardInterrupt as error:
             found.status, found.reason = "interrupted", str(error) or "stopped by Ctrl-C"
             raise
+        except SystemExit:  # of submitit, which has asked for the job to be started again
+            found.status, found.reason = "interrupted", "stopped at its time limit, or preempted"
+            raise
         except BaseException as error:
             found.status, found.reason = "failed", str(error) or type(error).__name__
             raise

@@ -151,11 +151,11 @@ class Trainer:
     ) -> list[dict[str, float]]:
         epochs = stage.context.epochs
         with StageProgress(stage.name, epochs, stage.context.steps) as shown:
-            forecast = self._forecast or _forecast(self, left, shown)
-            self._forecast = forecast
 
             def before_step(step: int) -> None:
-                forecast.step(step)
+                if self._forecast is None:  # not of a stage of which no step was left to be trained
+                    self._forecast = _forecast(self, left, shown)
+                self._forecast.step(step)
                 shown.step(step)
                 stage.before_step(model, step)
                 for constraint in reversed(constraints(model)):  # bits before steps of their width
@@ -163,7 +163,8 @@ class Trainer:
 
             def after_epoch(metrics: dict[str, float]) -> None:
                 shown.epoch(metrics)
-                forecast.epoch(metrics)
+                assert self._forecast
+                self._forecast.epoch(metrics)
                 on_epoch(metrics)
 
             network = fused(model.to(self.device))  # shares the layers, which have to stay in place

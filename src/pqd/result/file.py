@@ -85,7 +85,7 @@ def check_free(folder: Path, config: Config) -> None:
 
     Raises:
         UserError: the folder holds the results of another configuration, finished or under way,
-            or a `result.json` of something else.
+            or of the same one, which a dry run would replace; or a `result.json` of something else.
     """
     try:
         there = read(folder)
@@ -98,10 +98,17 @@ def check_free(folder: Path, config: Config) -> None:
             f"{folder / FILE} is not a result of pqd and would be replaced; choose another folder "
             f"or remove it ({error})"
         ) from None
-    if there.status in ("completed", "running") and there.config_hash != run_hash(config):
+    if there.status not in ("completed", "running"):
+        return
+    if there.config_hash != run_hash(config):
         raise UserError(
             f"{folder} holds another configuration's results ({there.name}, {there.status}), which "
             "would be lost; choose another folder or remove this one"
+        )
+    if config.dry_run:
+        raise UserError(
+            f"{folder} holds results ({there.name}, {there.status}), which those of a dry run "
+            "would replace; choose another folder"
         )
 
 

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,24 @@ COMPUTE = {"Convolution", "FullyConnected", "MatMul", "Eltwise"}
 FLOAT = {"f32", "f16", "bf16"}
 
 
+@cache
+def _core() -> Any:
+    """Returns the one core of this process, which stays to its end.
+
+    A core has signals handled on a stack of its own and frees that as it goes (2026.4): the next
+    Ctrl-C, kill or time limit would be a segmentation fault.
+    """
+    import openvino as ov
+
+    return ov.Core()
+
+
 class OpenVinoSession:
     """A model tuned for latency; FP32 stays FP32 (the runtime's default may be bfloat16)."""
 
     def __init__(self, model: Path, threads: int) -> None:
         """Opens an ONNX file."""
-        import openvino as ov
-
-        self._core = ov.Core()
-        self._model = self._core.read_model(str(model))
+        self._model = _core().read_model(str(model))
         self._threads = threads
         self._any_batch_size: Any = None
 
@@ -74,7 +84,7 @@ class OpenVinoSession:
             "INFERENCE_PRECISION_HINT": "f32",
         }
         self._model.reshape(list(shape))
-        return self._core.compile_model(self._model, "CPU", hints | options)
+        return _core().compile_model(self._model, "CPU", hints | options)
 
 
 class OpenVino(Runtime):

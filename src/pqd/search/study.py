@@ -22,7 +22,10 @@ NAME = "pqd"
 REACHED = "validation_accuracy"  # attribute of a trial: % after each of its stages, in order
 RUN = "run"  # attribute of a trial: the hash of its configuration
 FOLDER = "folder"  # attribute of a trial: its name
-LIMITS = "limits"  # attribute of a trial: by how much it exceeds each limit; none if at most 0
+# Attribute of a trial, for the sampler: by how much it exceeds each limit that it had; none if at
+# most 0.
+LIMITS = "limits"
+_LOG = b'{"op_code":'  # how every line of a journal begins
 
 
 _DIRECTION = {True: "maximize", False: "minimize"}
@@ -37,7 +40,10 @@ class Asked:
 
 
 class Study:
-    """A study of Optuna's. The file is appended to after each trial, so it survives a kill."""
+    """A study of Optuna's. The file is appended to after each trial, so it survives a kill.
+
+    One process at a time may use it: `SearchSweeper` holds a lock.
+    """
 
     def __init__(
         self,
@@ -56,7 +62,7 @@ class Study:
             objectives: names of `pqd.objectives.OBJECTIVES`.
             seed: of the sampler.
             limits: what an objective has to keep to, by name: at most, or at least where more is
-                better.
+                better. They may change where a search goes on.
 
         Raises:
             UserError: there is no objective, a limit is on none, the file cannot be written, or it
@@ -157,8 +163,7 @@ class Study:
             reached = {s.stage: s.validation_accuracy for s in stages}
             trial.set_user_attr(REACHED, reached)
         if found and self.limits:
-            by_name = dict(zip(self.objectives, found, strict=True))
-            trial.set_user_attr(LIMITS, [excess(n, by_name[n], m) for n, m in self.limits.items()])
+            trial.set_user_attr(LIMITS, self._excess(found))
         stopped = result is not None and result.status == "stopped"
         with _quiet():
             if found:
@@ -170,6 +175,11 @@ class Study:
         with _quiet():
             return optuna.Trial(self._study, self.trials[number]._trial_id)
 
+    def _excess(self, found: Sequence[float]) -> list[float]:
+        """Returns by how much the values of a trial exceed each limit."""
+        by_name = dict(zip(self.objectives, found, strict=True))
+        return [excess(name, by_name[name], limit) for name, limit in self.limits.items()]
+
     @property
     def complete(self) -> list[FrozenTrial]:
         """The trials that completed."""
@@ -180,7 +190,7 @@ class Study:
         """The trials within all limits that no other one dominates."""
         import moocore
 
-        inside = [t for t in self.complete if all(x <= 0 for x in t.user_attrs.get(LIMITS, []))]
+        inside = [t for t in self.complete if all(x <= 0 for x in self._excess(t.values))]
         if not inside:
             return []
         up = [OBJECTIVES[name].maximise for name in self.objectives]
@@ -197,6 +207,7 @@ def _opened(file: Path, directions: list[str]) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        _mend(file)
         with _quiet():
             return optuna.create_study(
                 storage=optuna.storages.JournalStorage(JournalFileBackend(str(file))),
@@ -208,6 +219,20 @@ def _opened(file: Path, directions: list[str]) -> optuna.Study:
         raise UserError(f"the search's file cannot be written: {one_line(error)}") from None
     except Exception as error:  # of what is no journal
         raise UserError(f"{file} is not the file of a search: {one_line(error)}") from None
+
+
+def _mend(file: Path) -> None:
+    """Undoes what Optuna does not get over: its lock, and half a line.
+
+    A process that was killed while it wrote leaves the lock, a disk that was full the line.
+    """
+    Path(f"{file}.lock").unlink(missing_ok=True)
+    if not file.exists():
+        return
+    with file.open("r+b") as journal:
+        content = journal.read()
+        if _LOG.startswith(content[: len(_LOG)]):  # else it is another program's
+            journal.truncate(content.rfind(b"\n") + 1)
 
 
 def _same(file: Path, where: str, before: Any, now: Any) -> None:
