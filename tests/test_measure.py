@@ -1,10 +1,5 @@
 import json
 import os
-import platform
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +11,7 @@ from torch import nn
 from pqd import measure, runtimes, schema
 from pqd.config import RuntimeConfig
 from pqd.errors import UserError
-from pqd.measure import cpu, files, graph, peak, protocol, quiet, timings
+from pqd.measure import files, graph, peak, protocol, quiet
 from pqd.runtimes import base, onnx_runtime, torch_compiled
 from tiny_onnx import float_network, int8_network, write
 
@@ -54,102 +49,6 @@ def test_what_an_onnx_file_is(tmp_path):
     sizeless = write(tmp_path / "c.onnx", [node], {}, size="any")
     with pytest.raises(UserError, match="does not take images"):
         graph.input_of(sizeless)
-
-
-# The CPU
-
-
-def fake_cpu(monkeypatch, architecture, info):
-    monkeypatch.setattr(platform, "machine", lambda: architecture)
-    monkeypatch.setattr(cpu, "cpuinfo", lambda: info)
-    monkeypatch.setattr(cpu, "slow_cpuinfo", lambda: {"brand_raw": "slow", "flags": ["avx2"]})
-
-
-def test_isa_is_read_in_the_kernels_spelling(monkeypatch):
-    flags = "fpu avx2 avx512f avx512_vnni avx_vnni amx_int8"
-    fake_cpu(monkeypatch, "x86_64", {"model name": "Fast", "flags": flags})
-    assert cpu.cpu_name() == "Fast"
-    assert cpu.isa() == ["avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8"]
-    assert measure.has_vnni()
-    fake_cpu(monkeypatch, "x86_64", {"flags": "fpu avx2"})
-    assert (cpu.isa(), measure.has_vnni()) == (["avx2"], False)
-    fake_cpu(monkeypatch, "aarch64", {"features": "fp asimd asimddp i8mm"})
-    assert (cpu.isa(), measure.has_vnni()) == (["neon", "asimddp", "i8mm"], True)
-    fake_cpu(monkeypatch, "AMD64", {})  # Windows: py-cpuinfo tells
-    assert (cpu.cpu_name(), cpu.isa(), measure.has_vnni()) == ("slow", ["avx2"], False)
-
-
-def test_thread_counts_are_distinct_and_fit_the_machine(monkeypatch, caplog):
-    monkeypatch.setattr(cpu, "cores", lambda: [0, 2, 4, 6])
-    assert cpu.thread_counts([1, 0]) == [1, 4]
-    assert cpu.thread_counts([4, 0, 2]) == [2, 4]
-    assert not caplog.records
-    assert cpu.thread_counts([16, 1]) == [1, 4]
-    assert "16 threads asked for, 4 cores usable" in caplog.text
-    monkeypatch.setattr(cpu, "cores", lambda: [0])
-    assert cpu.thread_counts([1, 0]) == [1]
-
-
-@pytest.mark.parametrize(
-    ("listed", "first", "all_of_first"),
-    [
-        (["0,2", "1,3", "0,2", "1,3"], [0, 1], [0, 2]),
-        (["0-1", "0-1", "2-3", "2-3"], [0, 2], [0, 1]),
-    ],
-)
-def test_what_runs_on_the_other_thread_of_a_core_counts(
-    monkeypatch, tmp_path, listed, first, all_of_first
-):
-    for cpu_, siblings in enumerate(listed):
-        file = tmp_path / f"cpu{cpu_}" / "topology" / "thread_siblings_list"
-        file.parent.mkdir(parents=True)
-        file.write_text(f"{siblings}\n")
-    monkeypatch.setattr(cpu, "TOPOLOGY", tmp_path)
-    monkeypatch.setattr(cpu, "_quota", lambda: None)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
-    assert cpu.cores() == first
-    assert cpu.siblings(first[:1]) == all_of_first
-    assert cpu.siblings([9]) == [9]  # not told
-    watched = []
-    quiet_ = SimpleNamespace(share=lambda: 0.0)
-    monkeypatch.setattr(timings, "Others", lambda cpus: watched.append(cpus) or quiet_)
-    monkeypatch.setattr(timings, "interleave", lambda *_: {})
-    monkeypatch.setattr(timings, "pinned", lambda _: nullcontext())
-    timings.measure(runtimes.get("onnxruntime"), {}, 1, np.zeros(1, np.float32), RuntimeConfig())
-    assert watched == [all_of_first]
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinity")
-def test_pinning_is_undone():
-    before = os.sched_getaffinity(0)
-    with ThreadPoolExecutor(1) as pool:
-        earlier = pool.submit(threading.get_native_id).result()
-        with cpu.pinned(1):
-            assert os.sched_getaffinity(0) == {cpu.cores()[0]}
-            assert os.sched_getaffinity(earlier) == {cpu.cores()[0]}
-        assert os.sched_getaffinity(earlier) == before
-    assert os.sched_getaffinity(0) == before
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinity")
-def test_what_is_started_while_pinned_is_free_afterwards():
-    before = os.sched_getaffinity(0)
-    with ThreadPoolExecutor(1) as pool:  # as OpenVINO's threads outlive a measurement
-        with cpu.pinned(1):
-            later = pool.submit(threading.get_native_id).result()
-            assert os.sched_getaffinity(later) == {cpu.cores()[0]}
-        assert os.sched_getaffinity(later) == before
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinity")
-def test_a_thread_that_ends_while_the_others_are_pinned(monkeypatch):
-    before = os.sched_getaffinity(0)
-    with ThreadPoolExecutor(1) as pool:
-        ended = pool.submit(threading.get_native_id).result()
-    monkeypatch.setattr(cpu, "_threads", lambda: [os.getpid(), ended])
-    with cpu.pinned(1):
-        assert os.sched_getaffinity(0) == {cpu.cores()[0]}
-    assert os.sched_getaffinity(0) == before
 
 
 # Runtimes
