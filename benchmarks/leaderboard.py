@@ -5,7 +5,8 @@
 
 For every network and data set of a study, those with the most accurate point first: the points that
 no other point beats in accuracy and package size at once, the most accurate first, and the dense
-network they come from. Latencies are those of the fastest runtime measured on one thread.
+network they come from. The points of a search are picked by accuracy on the validation split.
+Latencies are those of the fastest runtime measured on one thread.
 """
 
 import argparse
@@ -16,10 +17,11 @@ from pathlib import Path
 from pqd.files import write
 from pqd.report import words
 from pqd.report.cases import axis
-from pqd.report.frontier import Frontier, Point
 from pqd.report.load import load
+from pqd.report.statistics import dominated
 from pqd.report.summary import Row, Timing
-from pqd.report.view import Report, view
+from pqd.report.trials import Search
+from pqd.report.view import CaseView, Family, Report, view
 from pqd.result import DENSE
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -32,40 +34,53 @@ def table() -> str:
     found: list[tuple[float, list[str]]] = []
     for study in sorted(path.parent for path in RESULTS.glob("*/points.csv")):
         report = view(load([study / "runs"]))
-        for index, family in enumerate(report.families):
-            rows = [row for v in report.cases if v.family == index for row in v.rows]
-            points = _best(family.frontiers)
-            lines = [_line(study.name, family.label, point, rows, report) for point in points]
-            found.append((points[0].accuracy.mean, lines))
+        groups = [
+            (family.label, _of_family(family, [v for v in report.cases if v.family == index]))
+            for index, family in enumerate(report.families)
+        ]
+        groups += [(search.label, _of_search(search)) for search in report.searches]
+        for label, rows in groups:
+            lines = [_line(study.name, label, row, report) for row in rows]
+            found.append((rows[0].accuracy.mean, lines))
     found.sort(key=lambda each: -each[0])
     lines = [line for _, lines in found for line in lines]
     return "\n".join([HEAD, "|---|---|---|---:|---:|---:|---:|---|", *lines]) + "\n"
 
 
-def _best(frontiers: list[Frontier]) -> list[Point]:
-    """Returns the points that are not dominated in size, and in the end the dense network."""
-    size = next(frontier for frontier in frontiers if frontier.condition is None)
-    found = [p for p in size.points if p.order == DENSE or not p.dominated]
-    return sorted(found, key=lambda p: (p.order == DENSE, -p.accuracy.mean))
+def _of_family(family: Family, views: list[CaseView]) -> list[Row]:
+    """Returns the orders that are not dominated in size, and in the end the dense network."""
+    size = next(frontier for frontier in family.frontiers if frontier.condition is None)
+    kept = {point.key for point in size.points if point.order == DENSE or not point.dominated}
+    rows = {row.key: row for v in views for row in v.rows if row.key in kept}
+    return sorted(rows.values(), key=lambda row: (row.order == DENSE, -row.accuracy.mean))
 
 
-def _line(study: str, family: str, point: Point, rows: list[Row], report: Report) -> str:
-    row = next(r for r in rows if r.key == point.key)
+def _of_search(search: Search) -> list[Row]:
+    """Returns the trials that are not dominated in size on the validation split, and the dense."""
+    tried = [trial for trial in search.chosen if trial.validation is not None and trial.row.size]
+    sizes = [trial.row.size.mean for trial in tried if trial.row.size]
+    worse = dominated(sizes, [trial.validation or 0.0 for trial in tried])
+    kept = [trial.row for trial, other in zip(tried, worse, strict=True) if not other]
+    return [*kept, search.dense]
+
+
+def _line(study: str, label: str, row: Row, report: Report) -> str:
     cells = (
         f"[{study}]({study}/README.md)",
-        family,
-        _order(point),
-        str(point.accuracy.n),
-        words.mean(point.accuracy),
-        words.interval(point.accuracy),
-        words.bytes_(point.cost),
+        label,
+        _order(row),
+        str(row.accuracy.n),
+        words.mean(row.accuracy),
+        words.interval(row.accuracy),
+        words.bytes_(row.size),
         _latency(row, report),
     )
     return f"| {' | '.join(cells)} |"
 
 
-def _order(point: Point) -> str:
-    return ", ".join([point.order, *(axis(key, value) for key, value in point.axes)])
+def _order(row: Row) -> str:
+    axes = [axis(key, value) for key, value in row.axes if not key.endswith(".lr")]
+    return ", ".join([row.order, *axes])
 
 
 def _latency(row: Row, report: Report) -> str:

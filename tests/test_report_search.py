@@ -86,7 +86,8 @@ def test_pages_list_settings_and_files(folder, tmp_path):
     for t in search.trials:
         assert t.run.folder.name in page
         assert f"{t.run.axes['prune.lr']:.3g}" in page
-    assert text.count("\n| ") - 1 == len(search.chosen)
+    assert text.count("\n| ") - 1 == len(search.chosen) + 1  # the dense network
+    assert "| dense | – | – | – | " in text
     tex = (tmp_path / "report" / "table.tex").read_text()
     assert tex.count(r"\\") >= len(search.chosen)
     assert json.loads(json.dumps(text))  # nothing that is no text

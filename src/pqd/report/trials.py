@@ -34,6 +34,7 @@ class Search:
     objectives: list[str]  # what the search went by, in words
     limited: bool  # whether an objective had a limit
     keys: list[str]  # the settings searched, but for the order
+    dense: Row  # the baseline of the first trial
     trials: list[Trial]  # those chosen first, the most accurate first
     frontiers: list[Frontier]
 
@@ -95,6 +96,7 @@ def _search(runs: list[Run], where: list[Condition]) -> Search:
         objectives=[OBJECTIVES[name].title for name in names],
         limited=any(run.result.config.get("limits") for run in runs),
         keys=[key for key in searched if not key.startswith("order")],
+        dense=alone[0][1][0],
         trials=trials,
         frontiers=[_marked(frontier, kept) for frontier in drawn],
     )
