@@ -64,6 +64,22 @@ def test_chosen_is_what_no_other_trial_betters_in_all_objectives(trials, folder)
     )
 
 
+def test_trials_that_were_stopped_belong_to_their_search(trials, folder, tmp_path):
+    for name, searched in (("of_search", SEARCHED), ("of_the_user", [])):
+        run = trial(99)
+        run.name, run.status, run.final, run.reason = name, "stopped", None, "below stop_below"
+        run.config["searched"] = searched
+        write(folder, run)
+    report = view(load([folder]))
+    (search,) = report.searches
+    assert [run.name for run in search.stopped] == ["of_search"]
+    assert [run.name for run in report.unfinished] == ["of_the_user"]
+    assert report.verdict.endswith("package size. 1 more was stopped early.")
+    page = build([folder], tmp_path / "report").read_text()
+    assert "<li>of_search: below stop_below</li>" in page
+    assert page.count("of_search: ") == 1
+
+
 def test_figures_show_every_trial_for_itself(folder):
     report = view(load([folder]))
     (search,) = report.searches

@@ -27,7 +27,7 @@ QUOTES = sorted(
 def test_points_and_report_are_those_of_the_stored_runs(study):
     loaded = load([study / "runs"])
     assert loaded.problems == []
-    assert loaded.unfinished == []
+    assert view(loaded).unfinished == []
     assert (study / "points.csv").read_text() == to_csv(rows(loaded))
     assert (study / "report.md").read_text() == page.markdown(view(loaded), figure=True)
 

@@ -9,6 +9,7 @@ from pqd.report.cases import Case, cases
 from pqd.report.frontier import Frontier, frontiers
 from pqd.report.load import Run
 from pqd.report.summary import Condition, Key, Row, rows
+from pqd.result import Result
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,19 @@ class Search:
     keys: list[str]  # the settings searched, but for the order
     dense: Row  # the baseline of the first trial
     trials: list[Trial]  # those chosen first, the most accurate first
+    stopped: list[Result]  # trials that the search stopped early
     frontiers: list[Frontier]
 
     @property
     def verdict(self) -> str:
         """What the search has found, in a sentence."""
         of = f"Of {words.count(len(self.trials), 'trial')} of {self.label} {len(self.chosen)}"
+        were = "was" if len(self.stopped) == 1 else "were"
+        early = f" {len(self.stopped)} more {were} stopped early." if self.stopped else ""
         return (
             f"{of} {'is' if len(self.chosen) == 1 else 'are'} chosen: no other "
             f"{'within the limits ' if self.limited else ''}is at least as good in "
-            f"{words.listed(self.objectives)}."
+            f"{words.listed(self.objectives)}.{early}"
         )
 
     @property
@@ -60,18 +64,32 @@ def split(runs: list[Run]) -> tuple[list[Run], list[Run]]:
     return trials, [run for run in runs if not run.result.config.get("searched")]
 
 
-def searches(runs: list[Run], where: list[Condition]) -> list[Search]:
+def searches(
+    runs: list[Run], unfinished: list[Result], where: list[Condition]
+) -> tuple[list[Search], list[Result]]:
     """Groups trials by backbone and data set.
 
     Args:
         runs: completed and distinct trials.
+        unfinished: all runs that did not complete, those that a search stopped among them.
         where: the conditions in which latencies are shown.
+
+    Returns:
+        The searches, and the unfinished runs that none of them has stopped.
     """
-    labels = dict.fromkeys((run.backbone, run.dataset) for run in runs)
-    return [_search([r for r in runs if (r.backbone, r.dataset) == its], where) for its in labels]
+    alike: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        alike.setdefault((run.backbone, run.dataset), []).append(run)
+    stopped: dict[tuple[str, str], list[Result]] = {label: [] for label in alike}
+    others: list[Result] = []
+    for result in unfinished:
+        names = (result.config.get(group, {}).get("name", "") for group in ("backbone", "dataset"))
+        by_search = result.status == "stopped" and result.config.get("searched")
+        (stopped.get(tuple(names), others) if by_search else others).append(result)
+    return [_search(trials, stopped[label], where) for label, trials in alike.items()], others
 
 
-def _search(runs: list[Run], where: list[Condition]) -> Search:
+def _search(runs: list[Run], stopped: list[Result], where: list[Condition]) -> Search:
     names = [n for n in runs[0].result.config.get("objectives", []) if n in OBJECTIVES]
     best = _undominated(runs, names)
     alone = [
@@ -98,6 +116,7 @@ def _search(runs: list[Run], where: list[Condition]) -> Search:
         keys=[key for key in searched if not key.startswith("order")],
         dense=alone[0][1][0],
         trials=trials,
+        stopped=stopped,
         frontiers=[_marked(frontier, kept) for frontier in drawn],
     )
 

@@ -16,7 +16,7 @@ from pqd.report.shapes import Shape, shapes
 from pqd.report.style import sort_stages
 from pqd.report.summary import Condition, Row, Timing, conditions, rows
 from pqd.report.trials import Search, searches, split
-from pqd.result import DEPLOYED
+from pqd.result import DEPLOYED, Result
 
 UNKNOWN = "not recorded"
 
@@ -107,6 +107,7 @@ class Report:
 
     loaded: Loaded
     runs: list[Run]  # completed and distinct
+    unfinished: list[Result]  # those that no search has stopped
     repeats: int  # completed runs left out because a newer one repeats them
     cases: list[CaseView]
     families: list[Family]
@@ -171,11 +172,12 @@ def view(loaded: Loaded) -> Report:
             )
         )
     pooled = views[0].comparisons if len(views) == 1 else compare(found)
-    searched = searches(tried, where)
+    searched, unfinished = searches(tried, loaded.unfinished, where)
     said = verdict(pooled, [mean for v in views for mean in v.means])
     return Report(
         loaded=loaded,
         runs=runs,
+        unfinished=unfinished,
         repeats=repeats,
         cases=views,
         families=[_family(label, views, where) for label in index],
