@@ -77,6 +77,23 @@ def volume(runs: list[Result], costs: list[str], dense: Result) -> float:
     return 100 * float(moocore.hypervolume(np.array(points), ref=[1.0] * (1 + len(costs))))
 
 
+def table(searched: list[Result], grid: list[Result]) -> str:
+    """Returns what both sides cost and reached, in Markdown."""
+    lines = [
+        "| | runs | epochs trained | chosen | hypervolume, % | of size, % | of latency, % |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, runs in (("search", searched), ("grid of six orders", grid)):
+        best, dense = chosen(runs), chosen(searched)[0]
+        sides = (NAMES[1:], ["package_bytes"], ["latency_ms"])
+        shares = " | ".join(f"{volume(best, costs, dense):.2f}" for costs in sides)
+        lines.append(f"| {name} | {len(runs)} | {epochs(runs)} | {len(best)} | {shares} |")
+    undominated = set(map(id, chosen(searched + grid)))
+    count = sum(id(run) in undominated for run in searched)
+    lines += ["", f"{count} runs of the search are dominated by no run of the grid or the search."]
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Runs both sides and prints a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -98,16 +115,7 @@ def main() -> None:
         swept = [ORDERS, f"prune.sparsity={sparsity}", "prune=magnitude", "prune.macs=null"]
         sweep(place, folder / "grid_cache", ["experiment=search", *common, *waves, *swept])
         grid += results(place)
-    print("\n| | runs | epochs trained | chosen | hypervolume, % | of size, % | of latency, % |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
-    for name, runs in (("search", searched), ("grid of six orders", grid)):
-        best, first = chosen(runs), chosen(searched)[0]
-        sides = (NAMES[1:], ["package_bytes"], ["latency_ms"])
-        shares = " | ".join(f"{volume(best, costs, first):.2f}" for costs in sides)
-        print(f"| {name} | {len(runs)} | {epochs(runs)} | {len(best)} | {shares} |")
-    undominated = set(map(id, chosen(searched + grid)))
-    count = sum(id(run) in undominated for run in searched)
-    print(f"\n{count} runs of the search are dominated by no run of the grid or the search")
+    print(f"\n{table(searched, grid)}")
 
 
 if __name__ == "__main__":
