@@ -105,7 +105,7 @@ def main() -> None:
     searched = results(folder / "search")
     grid: list[Result] = []
     # The grid prunes weights alone, with the default learning rates of the stages.
-    waves = ["hydra/sweeper=waves", "hydra.sweeper.params=null"]
+    waves = ["hydra/sweeper=waves", "~hydra.sweeper.n_trials", "hydra.sweeper.params=null"]
     of_search = ("hydra.sweeper.", "+hydra.sweeper.")
     common = [argument for argument in given.arguments if not argument.startswith(of_search)]
     for sparsity in SPARSITIES:

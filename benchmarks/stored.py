@@ -12,6 +12,7 @@ import argparse
 import os
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -114,6 +115,8 @@ def main() -> None:
         )
         if not args.turns:
             return
+        if not isinstance(dataset.train.images, StoredImages):
+            sys.exit("so few images are kept in memory; more --images stay in their file")
         few = dataset.train.take(torch.randperm(len(dataset.train))[:COMPARED])
         file, ram = replace(dataset, train=few), replace(dataset, train=few.loaded())
         for name, measure in (("training", train), ("batches alone", read)):
