@@ -77,8 +77,16 @@ def volume(runs: list[Result], costs: list[str], dense: Result) -> float:
     return 100 * float(moocore.hypervolume(np.array(points), ref=[1.0] * (1 + len(costs))))
 
 
+def affordable(runs: list[Result], most: int) -> list[Result]:
+    """The first trials, in the order in which they began, that so many epochs pay for."""
+    began = sorted(runs, key=lambda run: run.provenance.started)
+    counts = [n for n in range(len(began) + 1) if epochs(began[:n]) <= most]
+    return began[: counts[-1]]
+
+
 def table(searched: list[Result], grid: list[Result]) -> str:
-    """Returns what both sides cost and reached, in Markdown."""
+    """Returns what both sides cost and reached, in Markdown; a longer search is cut to the grid."""
+    searched = affordable(searched, epochs(grid))
     lines = [
         "| | runs | epochs trained | chosen | hypervolume, % | of size, % | of latency, % |",
         "|---|---:|---:|---:|---:|---:|---:|",

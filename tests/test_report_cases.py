@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from pqd.report.cases import cases, distinct
+from pqd.report.cases import cases, distinct, variants
 from pqd.report.load import load
 from pqd.report.view import view
 from report_runs import result, write, write_sweep
@@ -20,6 +20,18 @@ def test_swept_keys_make_cases_and_unpruned_orders_join_every_sparsity(tmp_path)
     ]
     assert [case.orders() for case in found] == [["pqd", "q"]] * 4
     assert [[run.seed for run in case.of("q")] for case in found] == [[0, 1]] * 4
+
+
+def test_swept_keys_stand_in_the_order_of_the_settings(tmp_path):
+    swept = ["baseline.lr", "distill.lr", "distill.alpha", "prune.lr", "prune.ramp", "quantize.lr"]
+    for number in (1, 2):
+        run = result("pqd")
+        for stage, name in (key.split(".") for key in swept):
+            run.config[stage][name] = number / 10
+        run.name = f"run_{number}"
+        write(tmp_path, run)
+    found = [list(variant) for _, variant in variants(load([tmp_path]).runs)]
+    assert found == [swept] * 2  # in every process: a set's order changes
 
 
 def test_keys_that_follow_the_seed_or_name_a_place_make_no_cases(tmp_path):

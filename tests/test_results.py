@@ -1,6 +1,7 @@
 """What `results/` and the README state is what the stored result.json files say."""
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -54,3 +55,10 @@ def test_the_leaderboard_is_that_of_the_stored_studies():
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout in (ROOT / "results/README.md").read_text()
+
+
+def test_the_search_is_compared_with_the_grid_by_their_stored_runs():
+    script = runpy.run_path(str(ROOT / "benchmarks/search.py"))
+    study = ROOT / "results/search"
+    sides = [script["results"](study / "runs" / side) for side in ("search", "grid")]
+    assert script["table"](*sides) in (study / "README.md").read_text()

@@ -171,18 +171,18 @@ def _counted(run: Run, keys: Iterable[str]) -> dict[str, str]:
     return {key: settings.get(key, str(None)) for key in keys if owner(key) in stages}
 
 
-def _swept(runs: list[Run]) -> set[str]:
+def _swept(runs: list[Run]) -> list[str]:
     """Keys with several values, but for files and seeds that go one to one with the run's seed."""
     keys = dict.fromkeys(key for run in runs for key in (*run.outcome, *run.axes))
     pairs: dict[str, set[tuple[int, str]]] = defaultdict(set)
     for run in runs:
         for key, value in _counted(run, keys).items():
             pairs[key].add((run.seed, value))
-    swept = set()
+    swept = []
     for key, found in pairs.items():
         values, seeds = {value for _, value in found}, {seed for seed, _ in found}
         of_seed = option_at(key).digest or key.endswith("seed")
         paired = of_seed and len(found) == len(values) == len(seeds)
         if len(values) > 1 and not paired:
-            swept.add(key)
+            swept.append(key)
     return swept
