@@ -57,10 +57,13 @@ def _of_family(family: Family, views: list[CaseView]) -> list[Row]:
 
 def _of_search(search: Search) -> list[Row]:
     """Returns the trials that are not dominated in size on the validation split, and the dense."""
-    tried = [trial for trial in search.chosen if trial.validation is not None and trial.row.size]
-    sizes = [trial.row.size.mean for trial in tried if trial.row.size]
-    worse = dominated(sizes, [trial.validation or 0.0 for trial in tried])
-    kept = [trial.row for trial, other in zip(tried, worse, strict=True) if not other]
+    tried = [
+        (trial.row, trial.row.size.mean, trial.validation)
+        for trial in search.chosen
+        if trial.row.size and trial.validation is not None
+    ]
+    worse = dominated([size for _, size, _ in tried], [accuracy for *_, accuracy in tried])
+    kept = [row for (row, *_), flag in zip(tried, worse, strict=True) if not flag]
     return [*kept, search.dense]
 
 

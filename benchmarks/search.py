@@ -91,9 +91,9 @@ def table(searched: list[Result], grid: list[Result]) -> str:
         "| | runs | epochs trained | chosen | hypervolume, % | of size, % | of latency, % |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
+    dense, sides = chosen(searched)[0], (NAMES[1:], ["package_bytes"], ["latency_ms"])
     for name, runs in (("search", searched), ("grid of six orders", grid)):
-        best, dense = chosen(runs), chosen(searched)[0]
-        sides = (NAMES[1:], ["package_bytes"], ["latency_ms"])
+        best = chosen(runs)
         shares = " | ".join(f"{volume(best, costs, dense):.2f}" for costs in sides)
         lines.append(f"| {name} | {len(runs)} | {epochs(runs)} | {len(best)} | {shares} |")
     undominated = set(map(id, chosen(searched + grid)))

@@ -4,6 +4,7 @@ import torch
 
 from pqd import schema, training
 from pqd.config import (
+    AugmentConfig,
     BackboneConfig,
     CacheConfig,
     DatasetConfig,
@@ -12,6 +13,13 @@ from pqd.config import (
     TrainConfig,
 )
 from pqd.stages import STAGES, Context
+
+# A network on digits as they are, 8 x 8 pixels in gray, to the bit.
+GRAY = {
+    "backbone": BackboneConfig("resnet8", "resnet8"),
+    "dataset": DatasetConfig("digits", "", augment=AugmentConfig(0, False)),
+    "train": TrainConfig(device="cpu", precision="fp32"),
+}
 
 
 def config(order="none", **given):

@@ -3,17 +3,10 @@
 import pytest
 import torch
 
-from configs import config, settings
-from pqd.config import AugmentConfig, BackboneConfig, DatasetConfig, TrainConfig
+from configs import GRAY, config, settings
 from pqd.errors import UserError
 from pqd.stages import STAGES
 from pqd.trainer import Trainer
-
-GRAY = {
-    "backbone": BackboneConfig("resnet8", "resnet8"),
-    "dataset": DatasetConfig("digits", "", augment=AugmentConfig(0, False)),
-    "train": TrainConfig(device="cpu", precision="fp32"),
-}
 
 
 class TestBaseline:

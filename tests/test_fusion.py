@@ -8,9 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import pqd.trainer
-from configs import config, settings
+from configs import GRAY, config, settings
 from nets import PreActivation, ReluBeforeSum, Residual, images, traced
-from pqd.config import AugmentConfig, BackboneConfig, DatasetConfig, TrainConfig
 from pqd.constraints import attach
 from pqd.constraints.fake_quant import ActivationFakeQuant, activation_fake_quants
 from pqd.constraints.fusion import fused
@@ -109,9 +108,7 @@ def test_stages_train_in_this_form_and_end_alike(tmp_path, monkeypatch):
         run = Trainer(
             config(
                 "q",
-                backbone=BackboneConfig("resnet8", "resnet8"),
-                dataset=DatasetConfig("digits", "", augment=AugmentConfig(0, False)),
-                train=TrainConfig(device="cpu", precision="fp32"),
+                **GRAY,
                 quantize=settings("quantize", epochs=1),
             )
         )

@@ -5,10 +5,10 @@ from dataclasses import asdict
 
 import torch
 
-from configs import config, fitted, settings, stage
+from configs import GRAY, config, fitted, settings, stage
 from nets import Batches, Residual, images, quantized, traced
 from pqd import training
-from pqd.config import AugmentConfig, BackboneConfig, DatasetConfig, TrainConfig
+from pqd.config import TrainConfig
 from pqd.constraints import constraints
 from pqd.constraints.fake_quant import activation_fake_quants
 from pqd.constraints.lsq import LearnedSteps, LearnedWeightFakeQuant
@@ -99,9 +99,7 @@ def test_an_order_on_digits(tmp_path):
     run = Trainer(
         config(
             "qd",
-            backbone=BackboneConfig("resnet8", "resnet8"),
-            dataset=DatasetConfig("digits", "", augment=AugmentConfig(0, False)),
-            train=TrainConfig(device="cpu", precision="fp32"),
+            **GRAY,
             baseline=settings("baseline", epochs=3),
             quantize=settings("quantize", epochs=2, weight_bits=4, quantizer="lsq"),
             distill=settings("distill", epochs=1, loss="dkd"),

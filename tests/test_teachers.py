@@ -8,9 +8,9 @@ import timm
 import torch
 from torch.nn import functional as F
 
-from configs import config, settings
+from configs import GRAY, config, settings
 from pqd import data
-from pqd.config import AugmentConfig, BackboneConfig, DatasetConfig, TrainConfig
+from pqd.config import BackboneConfig
 from pqd.errors import UserError
 from pqd.networks import Blueprint, load_blueprint, save_network
 from pqd.result import StageResult
@@ -26,9 +26,7 @@ def trainer(size=None, **distill):
     return Trainer(
         config(
             "d",
-            backbone=BackboneConfig("resnet8", "resnet8"),
-            dataset=DatasetConfig("digits", "", size, augment=AugmentConfig(0, False)),
-            train=TrainConfig(device="cpu", precision="fp32"),
+            **GRAY | {"dataset": replace(GRAY["dataset"], image_size=size)},
             baseline=settings("baseline", epochs=4, lr=0.1),
             distill=settings("distill", epochs=1, **distill),
         )

@@ -181,7 +181,6 @@ def fit(
                 break  # what is left between is noise
             budget = np.sqrt(fast_enough * too_slow) if between else budget / slow
     slow, units, ms = min(found.values(), key=lambda each: _rank(each[0], cost(each[1])))
-    _MET[asked] = cost(units)
     if slow > 1 + TOLERANCE:
         name, value = next(iter(wanted.items()))
         reached = f"{value / slow:.2f}" if name == "speedup" else f"{ms[1]:.3f}"
@@ -189,6 +188,7 @@ def fit(
             f"prune.{name}={value} is out of reach on this machine; the best of the shapes tried, "
             f"as prune.round_to and prune.min_channels allow, measured {reached}"
         )
+    _MET[asked] = cost(units)
     if slow < 1 - TOLERANCE:
         log.warning(
             "prune: no shape is within %.0f %% of the budget; the one chosen is faster, by %.2f",

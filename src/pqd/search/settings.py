@@ -17,9 +17,7 @@ class SearchSettings:
     n_trials: int = option(MISSING, low=1)  # of the whole search
     batch: int = option(MISSING, low=1)  # trials chosen at once
     storage: str = MISSING  # the study's file
-    seed: int = option(
-        0, low=0, high=2**31
-    )  # of the sampler; NumPy's end at 2^32, trials add to it
+    seed: int = option(0, low=0, high=2**31)  # trials add to it, and NumPy's end at 2^32
     margin: float | None = option(None, low=0)  # points of validation accuracy
     limits: dict[str, float] | None = None
 
