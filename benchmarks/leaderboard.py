@@ -71,7 +71,7 @@ def _line(study: str, label: str, row: Row, report: Report) -> str:
     cells = (
         f"[{study}]({study}/README.md)",
         label,
-        _order(row),
+        _order(row, report),
         str(row.accuracy.n),
         words.mean(row.accuracy),
         words.interval(row.accuracy),
@@ -81,9 +81,10 @@ def _line(study: str, label: str, row: Row, report: Report) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _order(row: Row) -> str:
+def _order(row: Row, report: Report) -> str:
+    of = [report.subject.order] if report.subject.order and row.order != DENSE else []
     axes = [axis(key, value) for key, value in row.axes if not key.endswith(".lr")]
-    return ", ".join([row.order, *axes])
+    return ", ".join([*of, row.order, *axes])
 
 
 def _latency(row: Row, report: Report) -> str:

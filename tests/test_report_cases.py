@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
-from pqd.report.cases import cases, distinct, variants
+from pqd.report.cases import cases, distinct
 from pqd.report.load import load
+from pqd.report.swept import variants
 from pqd.report.view import view
 from report_runs import result, write, write_sweep
 

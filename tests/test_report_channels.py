@@ -61,7 +61,9 @@ def test_a_curve_per_order_and_sparsity_goes_over_the_budgets(sweep):
             assert {dict(p.axes)["prune.speedup"] for p in curve} == set(KEPT)
             assert [p.cost for p in curve] == sorted(p.cost for p in curve)
         lines = [
-            trace for trace in figures.frontier(frontier)["data"] if trace.get("meta") == "pqd"
+            trace
+            for trace in figures.frontier(frontier, report.looks)["data"]
+            if trace.get("meta") == "pqd"
         ]
         assert [len(trace["x"]) for trace in lines] == [3, 3]
 
@@ -82,7 +84,7 @@ def test_what_is_left_is_shown_for_every_order_and_layer(sweep):
     assert (layer.name, layer.dense["channels"], layer.kept["channels"].mean) == ("conv1", 16, 8.5)
     assert layer.share("channels") == pytest.approx(100 * 8.5 / 16)
     assert layer.share("macs") == 25.0
-    drawn = shapes.figure(case.shapes)["data"]
+    drawn = shapes.figure(case.shapes, report.looks)["data"]
     assert [trace["meta"] for trace in drawn] == list(ORDERS)
     assert drawn[0]["x"] == ["conv1", "conv2", "fc"]
     assert drawn[0]["y"][2] == 100.0

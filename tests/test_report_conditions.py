@@ -253,7 +253,7 @@ def test_markdown_marks_the_dominated_and_has_intervals_and_costs(tmp_path):
 
 
 def test_figures_of_many_families_go_to_several_files(tmp_path):
-    write_sweep(tmp_path, alpha=[i / 10 for i in range(9)], runtimes=[()])
+    write_sweep(tmp_path, order=("pqd", "pd"), alpha=[i / 10 for i in range(9)], runtimes=[()])
     build([tmp_path], tmp_path / "out")
     names = {path.stem for path in (tmp_path / "out").glob("*.png")}
     assert names == {"frontier", "frontier-2"}

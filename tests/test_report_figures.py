@@ -41,18 +41,20 @@ def test_orders_with_other_stages_are_in_tables_plots_and_verdicts(tmp_path, let
     assert f"\n{other} & 8 & 81.03" in table
     assert ",toy_seconds," in points
     plots = json.loads(Links(page).scripts[0])["plots"]
+    look = report.looks[other]
     for name in ("frontier-0-size", "differences-0", "stages-0"):
         drawn = {trace.get("meta"): trace for trace in plots[name]["data"]}
-        assert drawn[other]["marker"]["color"] == style.colour(other)
-    assert style.colour(other) not in {*style.COLOURS.values(), style.GREY}
-    assert style.symbol(other) not in style.SYMBOLS.values()
-    assert len(style.polygon(other)) >= 3
+        assert drawn[other]["marker"]["color"] == look.colour
+    assert look.colour not in {*style.COLOURS.values(), style.GREY}
+    assert look.symbol not in style.SYMBOLS.values()
+    assert len(look.polygon) >= 3
 
 
 def test_what_costs_far_more_is_at_the_margin_and_does_not_stretch_the_axis(tmp_path):
     write_orders(tmp_path, {"pqd": [80.0], "pdq": [81.0]})
-    near = view(load([tmp_path])).families[0].frontiers[0]
-    figure = figures.frontier(near)
+    report = view(load([tmp_path]))
+    near = report.families[0].frontiers[0]
+    figure = figures.frontier(near, report.looks)
     assert [[p.order for p in slot] for slot in near.apart] == [[DENSE]]
     assert "(KiB" in figure["layout"]["xaxis"]["title"]["text"]
     (dense,) = [trace for trace in figure["data"] if trace.get("meta") == DENSE]
@@ -75,6 +77,7 @@ def test_single_techniques_alone_are_no_ones_margin(tmp_path):
 
 def test_one_seed_has_no_dash_for_an_interval(tmp_path):
     write_orders(tmp_path, {"pqd": [80.0]})
-    figure = figures.frontier(view(load([tmp_path])).families[0].frontiers[0])
+    report = view(load([tmp_path]))
+    figure = figures.frontier(report.families[0].frontiers[0], report.looks)
     bars = [trace["error_y"] for trace in figure["data"] if "error_y" in trace]
     assert [(bar["array"], bar["width"]) for bar in bars] == [([0], 0)] * 2  # dense too

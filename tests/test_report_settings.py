@@ -1,9 +1,12 @@
 """Values of a swept setting, compared in pairs of a seed."""
 
+import csv
+
 import pytest
 
 from pqd.report import build
 from pqd.report.load import load
+from pqd.report.swept import followers
 from pqd.report.view import view
 from report_runs import result, write
 
@@ -43,16 +46,98 @@ def test_each_setting_is_compared_with_its_default_where_all_else_is_equal(folde
     assert {c.corrected for c in bits.changes} == {3 * 2 / 64}
 
 
-def test_one_comparison_of_six_seeds_can_be_proven(folder, tmp_path):
+def presets(folder, order="pqd", **more):
+    """Two losses with what their presets set besides, six seeds."""
     for seed in range(6):
-        for loss, gain in (("hinton", 0.0), ("dkd", 0.6)):
-            data = result("pqd", seed, accuracy=80.0 + seed + gain)
+        for loss, alpha, gain in (("hinton", 0.9, 0.0), ("dkd", 0.5, 0.6)):
+            data = result(order, seed, accuracy=80.0 + seed + gain, alpha=alpha, **more)
             data.config["distill"]["loss"] = loss
             data.name += loss
-            write(tmp_path / "two", data)
-    (loss,) = view(load([tmp_path / "two"])).settings
-    (change,) = loss.changes
-    assert (change.corrected, change.verdict) == (2 / 64, "more accurate")
+            write(folder, data)
+
+
+def test_settings_take_the_place_of_the_only_order(tmp_path):
+    presets(tmp_path / "two")
+    report = view(load([tmp_path / "two"]))
+    assert (report.subject.order, report.orders) == ("pqd", ["loss=dkd", "loss=hinton"])
+    assert report.following == {"distill.loss": ["distill.alpha"]}
+    (case,) = report.cases
+    assert (case.case.label, report.settings) == ("resnet20 · digits · sparsity 80 %", [])
+    (change,) = report.comparisons
+    assert (change.order, change.corrected, change.verdict) == (
+        "loss=dkd",
+        2 / 64,
+        "more accurate",
+    )
+    assert change.difference.mean == pytest.approx(0.6)
+    assert report.verdict == (
+        "loss=dkd is more accurate than loss=hinton, +0.60 points (95 % interval 0.60 to 0.60, "
+        "6 pairs, corrected p = 0.031)."
+    )
+    assert len({look.colour for look in report.looks.values()}) == 3
+    page = build([tmp_path / "two"], tmp_path / "out").read_text()
+    text = (tmp_path / "out/report.md").read_text()
+    for shown in (page, text):
+        assert "which setting of pqd?" in shown
+        assert "distill.alpha goes along with distill.loss." in shown
+    assert "12 completed runs · 1 order · 2 settings · 6 seeds" in text
+    assert "| loss=dkd | 6 | 83.10 |" in text
+    assert "\nloss=dkd & 6 & 83.10" in (tmp_path / "out/table.tex").read_text()
+    # points.csv says everything that was swept, and the order.
+    (first, *_) = csv.DictReader((tmp_path / "out/points.csv").read_text().splitlines())
+    assert (first["order"], first["variant"].split()[0]) == ("pqd", "distill.loss=dkd")
+
+
+def test_of_several_orders_settings_are_cases(tmp_path):
+    presets(tmp_path, "pqd")
+    presets(tmp_path, "qpd")
+    report = view(load([tmp_path]))
+    assert (report.subject.order, report.orders) == (None, ["pqd", "qpd"])
+    assert [view.case.variant for view in report.cases] == [
+        {"distill.loss": "dkd"},
+        {"distill.loss": "hinton"},
+    ]
+    ((change,),) = (setting.changes for setting in report.settings)
+    assert (change.value, change.where) == ("dkd", "resnet20 · digits · sparsity 80 %")
+
+
+def test_sizes_and_bits_of_one_order_share_a_frontier(tmp_path):
+    for bits, kib, accuracy in ((4, None, 80.0), (10, None, 82.0), (10, 20, 81.0)):
+        data = result("q", accuracy=accuracy)
+        data.config["quantize"] |= {"weight_bits": bits, "size_kib": kib}
+        data.name += f"{bits}{kib}"
+        write(tmp_path, data)
+    report = view(load([tmp_path]))
+    assert report.orders == ["weight_bits=4", "weight_bits=10"]
+    (family,) = report.families
+    assert {(p.order, p.axes) for p in family.frontiers[0].points if p.order != "dense"} == {
+        ("weight_bits=4", ()),
+        ("weight_bits=10", ()),
+        ("weight_bits=10", (("quantize.size_kib", 20.0),)),
+    }
+
+
+def test_other_images_are_no_setting(tmp_path):
+    for root, digest in (("birds", "b" * 16), ("flowers", "f" * 16)):
+        data = result("pqd", accuracy=80.0)
+        data.config["dataset"]["root"] = root
+        data.final.dataset = digest
+        write(tmp_path / root, data)
+    report = view(load([tmp_path]))
+    assert report.subject.order is None
+    assert report.comparisons == []
+
+
+def test_what_goes_along_with_what():
+    def of(**columns):
+        rows = zip(*columns.values(), strict=True)
+        return followers([(None, dict(zip(columns, row, strict=True))) for row in rows])
+
+    assert of(a=("1", "1", "2", "2"), b=("1", "2", "1", "2")) == {}
+    assert of(a=("1", "2", "3"), b=("1", "1", "2")) == {"b": "a"}
+    assert of(a=("1", "1", "2"), b=("1", "2", "3"), c=("1", "2", "3")) == {"a": "b", "c": "b"}
+    assert of(a=("1", "2"), word=("x", "y")) == {"a": "word"}
+    assert of(a=("1", "2", "2"), b=("1", "2", "3"), c=("x", "y", "z")) == {"a": "c", "b": "c"}
 
 
 def test_pages_show_it_where_something_was_swept(folder, tmp_path):

@@ -16,7 +16,7 @@ from pqd.report.statistics import (
     pairs_needed,
     sign_flip,
 )
-from pqd.report.style import SYMBOLS, log_axis, polygon
+from pqd.report.style import SYMBOLS, log_axis, looks
 from pqd.report.view import view
 from report_runs import ORDERS, result, write, write_orders
 
@@ -101,7 +101,7 @@ def test_log_axis_shows_all_values_and_a_few_round_ticks(values):
 
 def test_every_order_has_its_own_marker():
     assert len(set(SYMBOLS.values())) == len(SYMBOLS)
-    assert len({tuple(polygon(order)) for order in SYMBOLS}) == len(SYMBOLS)
+    assert len({tuple(look.polygon) for look in looks(SYMBOLS).values()}) == len(SYMBOLS)
 
 
 # --- comparison and verdict
@@ -201,8 +201,8 @@ def test_nothing_is_averaged_over_settings(tmp_path):
     for alpha, accuracy in ((0.5, 80.0), (0.9, 90.0)):
         write_orders(tmp_path, {"dpq": [accuracy]}, alpha=alpha)
     assert text_of(tmp_path) == (
-        "Nothing to compare but settings of dpq: the highest mean accuracy is dpq with 90.00 % "
-        "(1 run, resnet20 · digits · distill.alpha=0.9 · sparsity 80 %)."
+        "No verdict is possible with 1 seed, at least 6 are needed: so far alpha=0.9 has the "
+        "highest mean accuracy, alpha=0.5 follows at −10.00 points (1 pair)."
     )
     write_orders(tmp_path, {"p": [91.0]})
     assert text_of(tmp_path) == (

@@ -1,12 +1,13 @@
 """Groups runs into cases: what may be averaged over repetitions and what may be compared."""
 
+import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
-from pqd.config import BASELINE
-from pqd.identity import option_at, owner
+from pqd.identity import option_at
 from pqd.report.load import Run, by_machine
+from pqd.report.swept import followers, variants
 
 REFERENCE = "pqd"  # what every order is compared with
 FULL = len(REFERENCE)  # stages of an order at least, to answer which order is best
@@ -27,8 +28,8 @@ class Case:
 
     @property
     def family(self) -> str:
-        """The case but for its axes: what shares one frontier."""
-        return " · ".join(self._names())
+        """The case but for its axes, set or not: what shares one frontier."""
+        return " · ".join(self._names(lambda key: not option_at(key).axis))
 
     @property
     def label(self) -> str:
@@ -39,11 +40,12 @@ class Case:
         """The parts of the label."""
         return [*self._names(), *(axis(key, value) for key, value in self.axes.items())]
 
-    def _names(self) -> list[str]:
-        return [self.backbone, self.dataset, *(f"{k}={v}" for k, v in self.variant.items())]
+    def _names(self, named: Callable[[str], bool] = lambda key: True) -> list[str]:
+        variant = (f"{key}={value}" for key, value in self.variant.items() if named(key))
+        return [self.backbone, self.dataset, *variant]
 
     def orders(self) -> list[str]:
-        """The orders that were run, see `sort_orders`."""
+        """The orders that were run, or the settings that are compared; see `sort_orders`."""
         return sort_orders({run.order: len(run.stages) for run in self.runs})
 
     def of(self, order: str) -> list[Run]:
@@ -73,10 +75,13 @@ def sort_orders(stages: dict[str, int]) -> list[str]:
     """Sorts order names (with their number of stages) as tables and legends show them.
 
     Full orders come first, then the shorter ones, each in a fixed sequence; those with letters
-    that the reference lacks come last among either.
+    that the reference lacks come last among either. Settings stand in the alphabet, 9 before 10.
     """
 
     def rank(order: str) -> tuple[object, ...]:
+        if "=" in order:
+            parts = re.split(r"(\d+\.?\d*)", order)
+            return tuple(float(part) if i % 2 else part for i, part in enumerate(parts))
         places = [REFERENCE.find(letter) % (len(REFERENCE) + 1) for letter in order]
         unknown = stages[order] > 0 and len(REFERENCE) in places
         return -min(stages[order], FULL), unknown, -stages[order], sorted(places), places, order
@@ -140,8 +145,11 @@ def _merged(repeats: list[Run]) -> Run:
 def cases(runs: Iterable[Run]) -> list[Case]:
     """Groups distinct runs into cases, sorted by name."""
     found: list[Case] = []
+    swept = variants(runs)
+    following = followers(swept)
+    leading = [(run, {k: v for k, v in of.items() if k not in following}) for run, of in swept]
     # The most specific first: a run joins every case that it does not contradict.
-    for run, variant in sorted(variants(runs), key=lambda v: (-len(v[1]), -len(v[0].axes))):
+    for run, variant in sorted(leading, key=lambda v: (-len(v[1]), -len(v[0].axes))):
         fits = [case for case in found if case.takes(run, variant)]
         if not fits:
             fits = [Case(run.backbone, run.dataset, run.axes, variant)]
@@ -149,40 +157,3 @@ def cases(runs: Iterable[Run]) -> list[Case]:
         for case in fits:
             case.runs.append(run)
     return sorted(found, key=lambda c: (c.family, tuple(c.axes.values())))
-
-
-def variants(runs: Iterable[Run]) -> list[tuple[Run, dict[str, str]]]:
-    """Every run with those settings that were swept, but for a case's own."""
-    groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
-    for run in runs:
-        groups[run.backbone, run.dataset].append(run)
-    return [
-        (run, {k: v for k, v in _counted(run, swept).items() if k in swept and k not in run.axes})
-        for members in groups.values()
-        for swept in [_swept(members)]
-        for run in members
-    ]
-
-
-def _counted(run: Run, keys: Iterable[str]) -> dict[str, str]:
-    """The values of those settings that the run's stages have; that of an unset one is None."""
-    stages = (None, BASELINE, *run.stages)
-    settings = run.outcome | {key: str(value) for key, value in run.axes.items()}
-    return {key: settings.get(key, str(None)) for key in keys if owner(key) in stages}
-
-
-def _swept(runs: list[Run]) -> list[str]:
-    """Keys with several values, but for files and seeds that go one to one with the run's seed."""
-    keys = dict.fromkeys(key for run in runs for key in (*run.outcome, *run.axes))
-    pairs: dict[str, set[tuple[int, str]]] = defaultdict(set)
-    for run in runs:
-        for key, value in _counted(run, keys).items():
-            pairs[key].add((run.seed, value))
-    swept = []
-    for key, found in pairs.items():
-        values, seeds = {value for _, value in found}, {seed for seed, _ in found}
-        of_seed = option_at(key).digest or key.endswith("seed")
-        paired = of_seed and len(found) == len(values) == len(seeds)
-        if len(values) > 1 and not paired:
-            swept.append(key)
-    return swept

@@ -4,7 +4,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from pqd.report import words
-from pqd.report.cases import FULL, REFERENCE, Case, sort_orders
+from pqd.report.cases import FULL, Case, sort_orders
 from pqd.report.load import Run
 from pqd.report.paired import Paired, corrected
 from pqd.report.statistics import (
@@ -16,6 +16,7 @@ from pqd.report.statistics import (
     pairs_needed,
     sign_flip,
 )
+from pqd.report.subject import ORDERS, Subject
 
 Mean = tuple[str, str, Estimate]  # order, case, accuracy in %
 Pair = tuple[tuple[str, ...], str, str]  # repetition, backbone, data set
@@ -31,7 +32,7 @@ class Comparison(Paired):
     seeds: int  # different seeds among the pairs
 
 
-def compare(cases: list[Case]) -> list[Comparison]:
+def compare(cases: list[Case], subject: Subject = ORDERS) -> list[Comparison]:
     """Compares over one case or several: a pair is one backbone, data set and seed.
 
     Runs of one backbone, data set and seed share their dense baseline, whatever their sparsity, so
@@ -45,10 +46,10 @@ def compare(cases: list[Case]) -> list[Comparison]:
         for run in case.runs:
             runs_of[run.order][run.repetition, run.backbone, run.dataset][i] = run
             lengths[run.order] = len(run.stages)
-    reference = runs_of.get(REFERENCE, {})
+    reference = runs_of.get(subject.reference, {})
     found: dict[bool, list[Comparison]] = {True: [], False: []}
     for order in sort_orders(lengths):
-        if order == REFERENCE:
+        if order == subject.reference:
             continue
         gains: list[tuple[Seed, float]] = []
         for key, runs in runs_of[order].items():
@@ -69,17 +70,19 @@ def compare(cases: list[Case]) -> list[Comparison]:
     return [*corrected(found[True]), *corrected(found[False])]
 
 
-def verdict(comparisons: list[Comparison], means: list[Mean]) -> str:
+def verdict(comparisons: list[Comparison], means: list[Mean], subject: Subject = ORDERS) -> str:
     """One sentence: which order is more accurate, by how much, and whether that is proven.
 
     Args:
         comparisons: of `compare`; the shorter orders count where there are no others.
         means: to name the highest when nothing can be compared.
+        subject: what is compared, if not orders.
     """
+    noun, reference = subject.noun, subject.reference
     if not means:
         return "No run has completed, so there is nothing to compare."
     if not comparisons:
-        return _nothing_to_compare(means)
+        return _nothing_to_compare(means, subject)
     comparisons = [c for c in comparisons if c.full] or comparisons
     best = max(comparisons, key=lambda c: c.difference.mean)
     tested = [c for c in comparisons if c.p is not None]
@@ -88,24 +91,24 @@ def verdict(comparisons: list[Comparison], means: list[Mean]) -> str:
         needed = max(MIN_SEEDS, pairs_needed(len(comparisons)))
         return (
             f"No verdict is possible with {seeds}, at least {needed} are needed: "
-            f"so far {_leader(best)}."
+            f"so far {_leader(best, reference)}."
         )
     proven = sorted((c for c in tested if c.proven), key=lambda c: -c.difference.mean)
     if not proven:
         widest = max(tested, key=lambda c: abs(c.difference.mean))
         return (
-            f"No order is shown to differ from {REFERENCE} in accuracy: the largest difference "
+            f"No {noun} is shown to differ from {reference} in accuracy: the largest difference "
             f"is {widest.order}'s, {_size(widest)}{_power(tested)}."
         )
     better = [c for c in proven if c.difference.mean > 0]
     worse = [c for c in reversed(proven) if c.difference.mean < 0]
     rest = [c.order for c in comparisons if not c.proven]
     if better:
-        parts = [f"{better[0].order} is more accurate than {REFERENCE}, {_size(better[0])}"]
+        parts = [f"{better[0].order} is more accurate than {reference}, {_size(better[0])}"]
         parts += [f"so {_are(better[1:])}"] if better[1:] else []
         parts += [f"less accurate {_are(worse)}"] if worse else []
     else:
-        parts = [f"no order is shown to be more accurate than {REFERENCE}"]
+        parts = [f"no {noun} is shown to be more accurate than {reference}"]
         parts += [f"{worse[0].order} is less accurate, {_size(worse[0])}"]
         parts += [f"so {_are(worse[1:])}"] if worse[1:] else []
     if rest:
@@ -119,28 +122,29 @@ def _are(found: list[Comparison]) -> str:
     return f"{'is' if len(found) == 1 else 'are'} {words.listed(names)}"
 
 
-def _nothing_to_compare(means: list[Mean]) -> str:
+def _nothing_to_compare(means: list[Mean], subject: Subject) -> str:
+    noun, reference = subject.noun, subject.reference
     order, case, accuracy = max(means, key=lambda mean: mean[2].mean)
     where = f", {case}" if len(means) > 1 and case else ""
     found = f"{order} with {accuracy.mean:.2f} % ({words.count(accuracy.n, 'run')}{where})"
     orders = {order for order, _, _ in means}
     if len(means) == 1:
-        return f"Nothing to compare: the only order that has completed is {found}."
+        return f"Nothing to compare: the only {noun} that has completed is {found}."
     if len(orders) == 1:
         return f"Nothing to compare but settings of {order}: the highest mean accuracy is {found}."
-    reason = f", because no run of another has the seed and settings of one of {REFERENCE}"
-    if REFERENCE not in orders:
+    reason = f", because no run of another has the seed and settings of one of {reference}"
+    if reference not in orders:
         reason = ", which was not run"
     return (
-        f"No order can be compared with {REFERENCE}{reason}; the highest mean accuracy is that of "
+        f"No {noun} can be compared with {reference}{reason}; the highest mean accuracy is that of "
         f"{found}."
     )
 
 
-def _leader(best: Comparison) -> str:
+def _leader(best: Comparison, reference: str) -> str:
     if best.difference.mean <= 0:
-        return f"{REFERENCE} has the highest mean accuracy, {best.order} follows at {_size(best)}"
-    return f"{best.order} has the highest mean accuracy, {_size(best)} against {REFERENCE}"
+        return f"{reference} has the highest mean accuracy, {best.order} follows at {_size(best)}"
+    return f"{best.order} has the highest mean accuracy, {_size(best)} against {reference}"
 
 
 def _size(c: Comparison) -> str:

@@ -8,18 +8,19 @@ from typing import Any
 
 from pqd.identity import option_at
 from pqd.report import words
-from pqd.report.cases import REFERENCE, axis
+from pqd.report.cases import axis
 from pqd.report.compare import Comparison
 from pqd.report.cost import Curve
 from pqd.report.frontier import Frontier, Point
 from pqd.report.statistics import Estimate
-from pqd.report.style import colour, symbol
+from pqd.report.style import Look
 from pqd.result import DENSE
 
 Figure = dict[str, Any]
+Looks = dict[str, Look]
 
 
-def frontier(f: Frontier) -> Figure:
+def frontier(f: Frontier, looks: Looks) -> Figure:
     """Accuracy against size or latency: filled markers on the frontier, hollow ones dominated."""
     unit, scale = f.unit
     data: list[Figure] = [
@@ -31,10 +32,10 @@ def frontier(f: Frontier) -> Figure:
             "hoverinfo": "skip",
         }
     ]
-    data += [_points(f, points[0].order, points) for points in f.curves]
+    data += [_points(f, points, looks) for points in f.curves]
     for slot in f.apart:  # the page draws them at the margin, in one place each, under its cost
         label = slot_label(f, slot).replace(" ", "<br>")
-        data += [_points(f, p.order, [p]) | {"customdata": [label]} for p in slot]
+        data += [_points(f, [p], looks) | {"customdata": [label]} for p in slot]
     what = "Package size" if f.condition is None else "Median latency"
     return {
         "data": data,
@@ -52,9 +53,10 @@ def slot_label(f: Frontier, slot: list[Point]) -> str:
     return least if least == most else f"≥{least}"
 
 
-def _points(f: Frontier, order: str, points: list[Point]) -> Figure:
+def _points(f: Frontier, points: list[Point], looks: Looks) -> Figure:
     """One order's points, joined by a line."""
     points, scale = sorted(points, key=lambda p: p.cost), f.unit[1]
+    order, look = points[0].order, looks[points[0].order]
     return {
         "x": [p.cost / scale for p in points],
         "y": [p.accuracy.mean for p in points],
@@ -62,12 +64,12 @@ def _points(f: Frontier, order: str, points: list[Point]) -> Figure:
         "text": [_hover(p, words.cost(f.condition, p.cost)) for p in points],
         "hoverinfo": "text",
         "mode": "lines+markers" if len(points) > 1 else "markers",
-        "line": {"width": 1, "color": colour(order)},
+        "line": {"width": 1, "color": look.colour},
         "marker": {
-            "color": colour(order),
+            "color": look.colour,
             "size": 14 if order == DENSE else 11,
-            "symbol": [symbol(order) + ("-open" if p.dominated else "") for p in points],
-            "line": {"width": 1.5, "color": colour(order)},
+            "symbol": [look.symbol + ("-open" if p.dominated else "") for p in points],
+            "line": {"width": 1.5, "color": look.colour},
         },
         "meta": order,
     }
@@ -92,7 +94,7 @@ def _bars(estimates: list[Estimate]) -> Figure:
     return {"type": "data", "array": [e.half or 0 for e in estimates], "thickness": 1, "width": 0}
 
 
-def differences(comparisons: list[Comparison]) -> Figure:
+def differences(comparisons: list[Comparison], reference: str, looks: Looks) -> Figure:
     """Difference of each order to the reference, with 95 % intervals."""
     data = [
         {
@@ -101,10 +103,10 @@ def differences(comparisons: list[Comparison]) -> Figure:
             "error_x": _bars([c.difference]),
             "mode": "markers",
             "marker": {
-                "color": colour(c.order),
+                "color": looks[c.order].colour,
                 "size": 11,
-                "symbol": symbol(c.order) + ("" if c.proven else "-open"),
-                "line": {"width": 1.5, "color": colour(c.order)},
+                "symbol": looks[c.order].symbol + ("" if c.proven else "-open"),
+                "line": {"width": 1.5, "color": looks[c.order].colour},
             },
             "text": [f"<b>{c.order}</b><br>{words.signed(c.difference.mean)} points"],
             "hoverinfo": "text",
@@ -116,7 +118,7 @@ def differences(comparisons: list[Comparison]) -> Figure:
     return {
         "data": data,
         "layout": {
-            "xaxis": {"title": {"text": f"Accuracy minus that of {REFERENCE} (points)"}},
+            "xaxis": {"title": {"text": f"Accuracy minus that of {reference} (points)"}},
             "yaxis": {
                 "type": "category",
                 "categoryorder": "array",
@@ -129,7 +131,7 @@ def differences(comparisons: list[Comparison]) -> Figure:
     }
 
 
-def stages(curves: list[Curve]) -> Figure:
+def stages(curves: list[Curve], looks: Looks) -> Figure:
     """Validation accuracy after each stage, one line per order."""
     longest = max(len(curve.stages) for curve in curves)
     ticks = ["dense", *(f"stage {i}" for i in range(1, longest))]
@@ -144,11 +146,12 @@ def stages(curves: list[Curve]) -> Figure:
             ],
             "hoverinfo": "text",
             "mode": "lines+markers",
-            "line": {"width": 2, "color": colour(curve.order)},
-            "marker": {"color": colour(curve.order), "size": 9, "symbol": symbol(curve.order)},
+            "line": {"width": 2, "color": look.colour},
+            "marker": {"color": look.colour, "size": 9, "symbol": look.symbol},
             "meta": curve.order,
         }
         for curve in curves
+        for look in [looks[curve.order]]
     ]
     return {
         "data": data,

@@ -11,10 +11,9 @@ from markupsafe import Markup
 from pqd.config import BASELINE
 from pqd.inspect.words import columns, worst
 from pqd.report import cost, figures, shapes, static, words
-from pqd.report.cases import REFERENCE
 from pqd.report.frontier import MARGIN
 from pqd.report.statistics import LEVEL
-from pqd.report.style import STEPS, colour, polygon, stage_colour
+from pqd.report.style import STEPS, Look, stage_colour
 from pqd.report.summary import Row
 from pqd.report.trials import Search
 from pqd.report.view import Family, Report
@@ -38,9 +37,8 @@ def html(report: Report, output: Path, beside: list[str]) -> str:
         beside=beside,
         link=lambda folder: quote(Path(os.path.relpath(folder, output)).as_posix()),
         steps=STEPS,
-        orders_shown=[DENSE, *report.orders],
         tint=_tint(report),
-        points={order: _points(order) for order in [DENSE, *report.orders]},
+        points={order: _points(look) for order, look in report.looks.items()},
         style=Markup((files / "style.css").read_text("utf-8")),
         script=Markup((files / "page.js").read_text("utf-8")),
         # 1.9 MB rather than 4.7.
@@ -74,7 +72,6 @@ def context(report: Report) -> dict[str, Any]:
     return {
         "report": report,
         "words": words,
-        "colour": colour,
         "reduction": reduction,
         "shared": shared,
         "bars": bars,
@@ -84,7 +81,6 @@ def context(report: Report) -> dict[str, Any]:
         "warnings": words.warnings(run.result for run in report.runs),
         "among": next((v.among for v in report.cases if v.among), ""),
         "DENSE": DENSE,
-        "REFERENCE": REFERENCE,
         "LEVEL": LEVEL,
         "MARGIN": MARGIN,
         "INT8": INT8,
@@ -103,12 +99,14 @@ def facts(report: Report) -> list[str]:
         *(
             words.count(len(set(values)), noun)
             for noun, values in (
-                ("order", [run.order for run in runs]),
+                ("order", [spell(run.stages) for run in runs]),
+                ("setting", [run.order for run in runs if report.subject.order]),
                 ("seed", [run.seed for run in runs]),
                 ("backbone", [run.backbone for run in runs]),
                 ("data set", [run.dataset for run in runs]),
                 ("machine", [m.provenance.machine for run in runs for m in run.measurements]),
             )
+            if values
         ),
     ]
 
@@ -143,16 +141,17 @@ def _figures(report: Report) -> dict[str, figures.Figure]:
     for stem, frontiers in drawn:
         for f in frontiers:
             where = "size" if f.condition is None else report.conditions.index(f.condition)
-            plots[f"{stem}-{where}"] = figures.frontier(f)
+            plots[f"{stem}-{where}"] = figures.frontier(f, report.looks)
+    of = report.subject.reference, report.looks
     for i, case in enumerate(report.cases):
         if case.comparisons:
-            plots[f"differences-{i}"] = figures.differences(case.comparisons)
+            plots[f"differences-{i}"] = figures.differences(case.comparisons, *of)
         if case.curves:
-            plots[f"stages-{i}"] = figures.stages(case.curves)
+            plots[f"stages-{i}"] = figures.stages(case.curves, report.looks)
         if case.shapes:
-            plots[f"channels-{i}"] = shapes.figure(case.shapes)
+            plots[f"channels-{i}"] = shapes.figure(case.shapes, report.looks)
     if len(report.cases) > 1 and report.comparisons:
-        plots["differences-all"] = figures.differences(report.comparisons)
+        plots["differences-all"] = figures.differences(report.comparisons, *of)
     return plots
 
 
@@ -170,6 +169,6 @@ def _tint(report: Report) -> Callable[[float | None], str]:
     return tint
 
 
-def _points(order: str) -> str:
+def _points(look: Look) -> str:
     """The marker as the points of an SVG polygon in a box of [-1, 1] with y downwards."""
-    return " ".join(f"{x:.2f},{-y:.2f}" for x, y in polygon(order))
+    return " ".join(f"{x:.2f},{-y:.2f}" for x, y in look.polygon)

@@ -7,7 +7,7 @@ from typing import Any
 from pqd.report.cases import Case
 from pqd.report.load import Run
 from pqd.report.statistics import Estimate, estimate
-from pqd.report.style import colour, symbol
+from pqd.report.style import Look
 
 PARTS = "channels", "macs", "parameters"  # of a layer
 
@@ -93,7 +93,7 @@ def _sure(values: list[float]) -> Estimate:
     return found
 
 
-def figure(found: Sequence[Shape]) -> dict[str, Any]:
+def figure(found: Sequence[Shape], looks: dict[str, Look]) -> dict[str, Any]:
     """Kept channels of each layer in %, from the first layer to the last, a line per order."""
     data = [
         {
@@ -106,11 +106,12 @@ def figure(found: Sequence[Shape]) -> dict[str, Any]:
             ],
             "hoverinfo": "text",
             "mode": "lines+markers",
-            "line": {"width": 2, "color": colour(shape.order), "shape": "hvh"},
-            "marker": {"color": colour(shape.order), "size": 8, "symbol": symbol(shape.order)},
+            "line": {"width": 2, "color": look.colour, "shape": "hvh"},
+            "marker": {"color": look.colour, "size": 8, "symbol": look.symbol},
             "meta": shape.order,
         }
         for shape in found
+        for look in [looks[shape.order]]
     ]
     return {
         "data": data,

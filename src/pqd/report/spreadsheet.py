@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from pqd.identity import option_at
-from pqd.report.cases import distinct, is_share, variants
+from pqd.report.cases import distinct, is_share
 from pqd.report.load import Loaded, Run
 from pqd.report.style import sort_stages
+from pqd.report.swept import variants
 from pqd.report.words import SIZES
 from pqd.result import Bench, Latency
 from pqd.stages import STAGES

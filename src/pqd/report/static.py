@@ -7,12 +7,13 @@ from typing import Any
 from pqd.report import words
 from pqd.report.figures import slot_label
 from pqd.report.frontier import Frontier
-from pqd.report.style import colour, log_axis, polygon
+from pqd.report.style import Look, log_axis
 from pqd.report.view import Report
 from pqd.result import DENSE
 
 ROWS = 8  # families on a page; more go to frontier-2.png and so on
 WIDTH, HEIGHT = 3.5, 2.6  # inches of one panel
+LETTERS = 40  # of the legend, below one
 NOTE = "filled: frontier; hollow: dominated; bars: 95 % intervals; right of the dots: not to scale"
 
 
@@ -27,7 +28,7 @@ def frontier(report: Report) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     with matplotlib.rc_context({"font.size": 8, "svg.fonttype": "none", "svg.hashsalt": "pqd"}):
         for stem, grid in pages(report).items():
-            figure = _figure(grid, [DENSE, *report.orders])
+            figure = _figure(grid, report.looks)
             png, svg = io.BytesIO(), io.BytesIO()
             figure.savefig(png, format="png", dpi=150, pil_kwargs={"compress_level": 4})
             figure.savefig(svg, format="svg", metadata={"Date": None})
@@ -56,14 +57,15 @@ def pages(report: Report) -> dict[str, list[tuple[str, list[Frontier]]]]:
     }
 
 
-def _figure(grid: list[tuple[str, list[Frontier]]], orders: list[str]) -> Any:
+def _figure(grid: list[tuple[str, list[Frontier]]], looks: dict[str, Look]) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     columns = max(len(row) for _, row in grid)
-    across = min(3 * columns, len(orders))
-    below = 0.45 + 0.17 * math.ceil(len(orders) / across)  # inches of legend and note
+    letters = 6 + max(map(len, looks))  # with the marker
+    across = max(1, min(len(looks), 3 * columns, int(LETTERS * columns / letters)))
+    below = 0.45 + 0.17 * math.ceil(len(looks) / across)  # inches of legend and note
     width, height = WIDTH * columns, HEIGHT * len(grid) + below
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
@@ -72,13 +74,14 @@ def _figure(grid: list[tuple[str, list[Frontier]]], orders: list[str]) -> Any:
             # Margins in inches: matplotlib's own layout engines take most of a report's time.
             x, y = WIDTH * j + 0.6, HEIGHT * (len(grid) - 1 - i) + below + 0.45
             box = (x / width, y / height, (WIDTH - 0.7) / width, (HEIGHT - 0.75) / height)
-            _draw(figure.add_axes(box), f, "" if j else label)  # of the whole row
+            _draw(figure.add_axes(box), f, looks, "" if j else label)  # of the whole row
     handles = [
-        Line2D([], [], linestyle="", marker=_marker(o), markersize=6, color=colour(o), label=o)
-        for o in orders
+        Line2D([], [], linestyle="", marker=_marker(look), markersize=6, color=look.colour)
+        for look in looks.values()
     ]
     figure.legend(
         handles=handles,
+        labels=list(looks),
         ncols=across,
         frameon=False,
         loc="lower center",
@@ -89,7 +92,7 @@ def _figure(grid: list[tuple[str, list[Frontier]]], orders: list[str]) -> Any:
     return figure
 
 
-def _draw(ax: Any, f: Frontier, title: str) -> None:
+def _draw(ax: Any, f: Frontier, looks: dict[str, Look], title: str) -> None:
     from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
     points = f.near
@@ -110,18 +113,18 @@ def _draw(ax: Any, f: Frontier, title: str) -> None:
             points = [*points, *slot]
             x, y = x + [at] * len(slot), y + [p.accuracy.mean for p in slot]
         limits = limits[0], limits[1] * step ** (len(f.apart) + 0.2)
-    paints = [colour(p.order) for p in points]
+    paints = [looks[p.order].colour for p in points]
     low = [p.accuracy.mean if p.accuracy.low is None else p.accuracy.low for p in points]
     high = [p.accuracy.mean if p.accuracy.high is None else p.accuracy.high for p in points]
     for curve in f.curves:
         places = [p.cost / scale for p in curve], [p.accuracy.mean for p in curve]
-        ax.plot(*places, linewidth=0.8, color=colour(curve[0].order), zorder=1.5)
+        ax.plot(*places, linewidth=0.8, color=looks[curve[0].order].colour, zorder=1.5)
     ax.vlines(x, low, high, paints, linewidth=0.7, zorder=2)
     for p, a, b, paint in zip(points, x, y, paints, strict=True):
         ax.plot(
             a,
             b,
-            marker=_marker(p.order),
+            marker=_marker(looks[p.order]),
             markersize=8 if p.order == DENSE else 6,
             markeredgecolor=paint,
             markerfacecolor="white" if p.dominated else paint,
@@ -146,8 +149,8 @@ def _draw(ax: Any, f: Frontier, title: str) -> None:
         ax.set_xlabel(f"median ms, {where}")
 
 
-def _marker(order: str) -> Any:
+def _marker(look: Look) -> Any:
     from matplotlib.path import Path
 
-    corners = polygon(order)
+    corners = look.polygon
     return Path([*corners, corners[0]], closed=True)

@@ -3,6 +3,7 @@
 import colorsys
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from zlib import crc32
 
 from pqd.report.cases import REFERENCE
@@ -49,8 +50,8 @@ OTHER_SYMBOLS = (  # of orders with stages of other people's
 STEPS: tuple[tuple[float, ...], ...] = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7))
 
 
-def colour(order: str) -> str:
-    """The colour of an order, as #rrggbb; with letters that the reference lacks, one drawn."""
+def _colour(order: str) -> str:
+    """The colour of an order; with letters that the reference lacks, one drawn."""
     if order in SYMBOLS:
         return COLOURS.get(order, GREY)
     # Dark, as none of those above is.
@@ -73,13 +74,34 @@ def sort_stages(names: Iterable[str]) -> list[str]:
     return sorted(names, key=rank)
 
 
-def symbol(order: str) -> str:
-    """The plotly marker of an order."""
+def _symbol(order: str) -> str:
     return SYMBOLS.get(order) or OTHER_SYMBOLS[crc32(order.encode()) % len(OTHER_SYMBOLS)]
 
 
-def polygon(order: str) -> list[tuple[float, float]]:
-    """The marker's corners, (x, y) in [-1, 1] with y upwards."""
+@dataclass(frozen=True)
+class Look:
+    """How an order is drawn, or a setting in its place."""
+
+    colour: str  # #rrggbb
+    symbol: str  # of plotly
+
+    @property
+    def polygon(self) -> list[tuple[float, float]]:
+        """The marker's corners, (x, y) in [-1, 1] with y upwards."""
+        return _polygon(self.symbol)
+
+
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """The look of each name: that of an order, or the next one where settings are compared."""
+    found = {name: Look(_colour(name), _symbol(name)) for name in names}
+    settings = [name for name in found if "=" in name]
+    colours, symbols = list(COLOURS.values()), [s for s in SYMBOLS.values() if s != SYMBOLS[DENSE]]
+    for i, name in enumerate(settings):
+        found[name] = Look(colours[i % len(colours)], symbols[i % len(symbols)])
+    return found
+
+
+def _polygon(symbol: str) -> list[tuple[float, float]]:
     third = 0.35
     plus = [(-third, 1), (third, 1), (third, third), (1, third), (1, -third), (third, -third)]
     plus += [(-x, -y) for x, y in plus]
@@ -112,7 +134,7 @@ def polygon(order: str) -> list[tuple[float, float]]:
         "diamond-tall": [(x * 0.6, y) for x, y in _regular(4)],
         "diamond-wide": [(x, y * 0.6) for x, y in _regular(4)],
     }
-    return shapes[symbol(order)]
+    return shapes[symbol]
 
 
 def _regular(corners: int, inner: float = 1.0) -> list[tuple[float, float]]:

@@ -13,10 +13,12 @@ from pqd.report.frontier import Frontier, frontiers
 from pqd.report.load import Loaded, Run
 from pqd.report.settings import Setting, settings
 from pqd.report.shapes import Shape, shapes
-from pqd.report.style import sort_stages
+from pqd.report.style import Look, looks, sort_stages
+from pqd.report.subject import ORDERS, Subject, compared
 from pqd.report.summary import Condition, Row, Timing, conditions, rows
+from pqd.report.swept import followers, variants
 from pqd.report.trials import Search, searches, split
-from pqd.result import DEPLOYED, Result
+from pqd.result import DENSE, DEPLOYED, Result
 
 UNKNOWN = "not recorded"
 
@@ -26,6 +28,7 @@ class CaseView:
     """One case."""
 
     case: Case
+    subject: Subject
     family: int  # index into Report.families
     rows: list[Row]  # the dense baseline first
     comparisons: list[Comparison]
@@ -37,7 +40,7 @@ class CaseView:
     @property
     def verdict(self) -> str:
         """What is shown of its orders, in a sentence."""
-        return verdict(self.comparisons, self.means)
+        return verdict(self.comparisons, self.means, self.subject)
 
     @property
     def uneven(self) -> bool:
@@ -106,6 +109,8 @@ class Report:
     """Everything a report says."""
 
     loaded: Loaded
+    subject: Subject
+    following: dict[str, list[str]]  # settings that go along with another, by that
     runs: list[Run]  # completed and distinct
     unfinished: list[Result]  # those that no search has stopped
     repeats: int  # completed runs left out because a newer one repeats them
@@ -129,8 +134,13 @@ class Report:
 
     @property
     def orders(self) -> list[str]:
-        """All orders of all cases."""
+        """All orders of all cases, or settings in their place."""
         return sort_orders({run.order: len(run.stages) for run in self.runs})
+
+    @property
+    def looks(self) -> dict[str, Look]:
+        """How these and the dense baseline, which comes first, are drawn."""
+        return looks([DENSE, *self.orders])
 
     @property
     def axes(self) -> list[str]:
@@ -153,7 +163,15 @@ def view(loaded: Loaded) -> Report:
     """Computes everything a report says."""
     runs, repeats = distinct(loaded.runs)
     tried, others = split(runs)
-    found = cases(others)
+    following: dict[str, list[str]] = defaultdict(list)
+    for key, leader in sorted(followers(variants(others)).items()):
+        following[leader].append(key)
+    swept = settings(cases(others))
+    subject, named = (ORDERS, others) if tried else compared(others)
+    found = cases(named)
+    if len(found) == 1 and len(swept) == 1 and subject.order:
+        swept = []  # the comparison of the only case says the same
+    runs = [*tried, *named]
     where = conditions(runs)
     times = cost.training_times(runs)
     index = {label: i for i, label in enumerate(dict.fromkeys(case.family for case in found))}
@@ -162,20 +180,23 @@ def view(loaded: Loaded) -> Report:
         views.append(
             CaseView(
                 case=case,
+                subject=subject,
                 family=index[case.family],
                 rows=rows(case),
-                comparisons=compare([case]),
+                comparisons=compare([case], subject),
                 curves=cost.curves(case),
                 costs=cost.costs(case, times),
                 shapes=shapes(case),
                 bits=bits(case),
             )
         )
-    pooled = views[0].comparisons if len(views) == 1 else compare(found)
+    pooled = views[0].comparisons if len(views) == 1 else compare(found, subject)
     searched, unfinished = searches(tried, loaded.unfinished, where)
-    said = verdict(pooled, [mean for v in views for mean in v.means])
+    said = verdict(pooled, [mean for v in views for mean in v.means], subject)
     return Report(
         loaded=loaded,
+        subject=subject,
+        following=dict(following),
         runs=runs,
         unfinished=unfinished,
         repeats=repeats,
@@ -184,7 +205,7 @@ def view(loaded: Loaded) -> Report:
         searches=searched,
         conditions=where,
         comparisons=pooled,
-        settings=settings(found),
+        settings=swept,
         verdict=said if views or not tried else " ".join(s.verdict for s in searched),
         saving=cost.saving(runs, times),
         disturbances=disturbances(runs),

@@ -169,7 +169,7 @@ def record_sweep(run: "wandb.Run", sweep_dir: Path, report: "Report") -> None:
                 at = [dict(point.axes).get(key) for key in axes]
                 row = (label, point.order, *at, point.cost, unit, place)
                 table.add_data(*row, mean.mean, mean.low, mean.high, mean.n, point.dominated)
-            figure = go.Figure(figures.frontier(frontier))
+            figure = go.Figure(figures.frontier(frontier, report.looks))
             figure.update_layout(title=", ".join(filter(None, (label, place))))
             kind = "size" if where is None else "latency"
             plots[f"accuracy_{kind}/{len(plots) + 1}"] = figure
@@ -202,7 +202,7 @@ def _channels(report: "Report") -> dict[str, Any]:
                 dense = (layer.dense.get(part) for part in shapes.PARTS)
                 rows.append([view.case.label, shape.order, layer.name, *kept, *dense])
         if view.shapes:
-            figure = go.Figure(shapes.figure(view.shapes))
+            figure = go.Figure(shapes.figure(view.shapes, report.looks))
             plots[f"channels_kept/{len(plots) + 1}"] = figure.update_layout(title=view.case.label)
     return {"channels": wandb.Table(columns=columns, data=rows), **plots} if rows else {}
 
