@@ -62,3 +62,9 @@ def test_the_search_is_compared_with_the_grid_by_their_stored_runs():
     study = ROOT / "results/search"
     sides = [script["results"](study / "runs" / side) for side in ("search", "grid")]
     assert script["table"](*sides) in (study / "README.md").read_text()
+
+
+def test_bits_of_each_layer_are_compared_by_the_stored_runs():
+    study = ROOT / "results/bits"
+    table = runpy.run_path(str(ROOT / "benchmarks/bits.py"))["table"](load([study / "runs"]).runs)
+    assert table in (study / "README.md").read_text()
