@@ -3,7 +3,8 @@
     python benchmarks/bits.py results/bits/runs    # or folders of sweeps of experiment=bits
 
 A size that was asked for is compared with the smallest package of equal bits that is as large, mean
-over seeds. The difference in accuracy on the test split comes with Student's 95 % interval.
+over seeds, and left out where there is none. The difference in accuracy on the test split comes
+with Student's 95 % interval.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from pqd.report import words
 from pqd.report.load import Run, load
-from pqd.report.statistics import Estimate, estimate
+from pqd.report.statistics import Estimate, sure_estimate
 
 HEAD = (
     "| quantizer | bits everywhere | package | accuracy, % | size asked, KiB | package "
@@ -41,10 +42,12 @@ def table(runs: Iterable[Run]) -> str:
             for (name, bits), of in equal.items()
             if name == quantizer and _package(of).mean >= 1024 * kib
         }
+        if not as_large:
+            continue
         bits = min(as_large, key=lambda bits: _package(as_large[bits]).mean)
         without = as_large[bits]
         seeds = sorted(with_size.keys() & without.keys())
-        gains = _sure([with_size[s].accuracy - without[s].accuracy for s in seeds])
+        gains = sure_estimate([with_size[s].accuracy - without[s].accuracy for s in seeds])
         cells = (
             quantizer,
             str(bits),
@@ -60,18 +63,12 @@ def table(runs: Iterable[Run]) -> str:
 
 
 def _package(of: Seeds) -> Estimate:
-    return _sure([run.final.sizes["package"] for run in of.values()])
+    return sure_estimate([run.final.sizes["package"] for run in of.values()])
 
 
 def _row(of: Seeds) -> tuple[str, str]:
-    accuracy = _sure([run.accuracy for run in of.values()])
+    accuracy = sure_estimate([run.accuracy for run in of.values()])
     return words.bytes_(_package(of)), words.mean(accuracy)
-
-
-def _sure(values: list[float]) -> Estimate:
-    found = estimate(values)
-    assert found is not None
-    return found
 
 
 def main() -> None:

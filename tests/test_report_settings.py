@@ -46,11 +46,11 @@ def test_each_setting_is_compared_with_its_default_where_all_else_is_equal(folde
     assert {c.corrected for c in bits.changes} == {3 * 2 / 64}
 
 
-def presets(folder, order="pqd", **more):
+def presets(folder, order="pqd"):
     """Two losses with what their presets set besides, six seeds."""
     for seed in range(6):
         for loss, alpha, gain in (("hinton", 0.9, 0.0), ("dkd", 0.5, 0.6)):
-            data = result(order, seed, accuracy=80.0 + seed + gain, alpha=alpha, **more)
+            data = result(order, seed, accuracy=80.0 + seed + gain, alpha=alpha)
             data.config["distill"]["loss"] = loss
             data.name += loss
             write(folder, data)
@@ -60,7 +60,7 @@ def test_settings_take_the_place_of_the_only_order(tmp_path):
     presets(tmp_path / "two")
     report = view(load([tmp_path / "two"]))
     assert (report.subject.order, report.orders) == ("pqd", ["loss=dkd", "loss=hinton"])
-    assert report.following == {"distill.loss": ["distill.alpha"]}
+    assert report.subject.following == {"distill.loss": ["distill.alpha"]}
     (case,) = report.cases
     assert (case.case.label, report.settings) == ("resnet20 · digits · sparsity 80 %", [])
     (change,) = report.comparisons

@@ -1,6 +1,7 @@
 """Teachers from anywhere see the images that they were trained on, or are refused in a line."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -179,46 +180,46 @@ class TestStage:
 class TestRefused:
     """In one line, and on trial, before anything is trained."""
 
-    def refuse(self, message, **distill):
+    def refusal(self, **distill):
+        """What is said of the stage."""
         run = trainer(**distill)
-        with pytest.raises(UserError, match=rf"^stage distill: {message}"):
+        with pytest.raises(UserError, match=r"^stage distill: ") as raised:
             run.rehearse([BASELINE, DISTILL])
+        return str(raised.value).removeprefix("stage distill: ")
 
     def test_a_teacher_that_is_not_there(self, tmp_path):
-        self.refuse(
-            r"\S*/none/recipe.json cannot be read: No such file",
-            teacher=str(tmp_path / "none"),
-        )
+        said = self.refusal(teacher=str(tmp_path / "none"))
+        assert re.match(r"\S*/none/recipe.json cannot be read: No such file", said)
 
     def test_other_channels(self, tmp_path):
         rgb = Blueprint(BackboneConfig("resnet8", "resnet8"), 10, 3, 8)
         save_network(rgb.build(), rgb, tmp_path)
         message = r"distill.teacher=\S+ has 3 channels, dataset digits has 1 channels$"
-        self.refuse(message, teacher=str(tmp_path))
-        self.refuse(message, teachers=[str(tmp_path)])
+        assert re.match(message, self.refusal(teacher=str(tmp_path)))
+        assert re.match(message, self.refusal(teachers=[str(tmp_path)]))
 
     def test_other_classes(self, tmp_path):
         seven = Blueprint(BackboneConfig("resnet8", "resnet8"), 7, 1, 8)
         save_network(seven.build(), seven, tmp_path)
         message = r"distill.teacher=\S+ has 7 classes, dataset digits has 10 classes$"
-        self.refuse(message, teacher=str(tmp_path))
+        assert re.match(message, self.refusal(teacher=str(tmp_path)))
 
     def test_a_foreign_checkpoint_that_does_not_fit(self, tmp_path):
         path = tmp_path / "w.pth"
         torch.save(timm.create_model("test_resnet", in_chans=3, num_classes=10).state_dict(), path)
         teacher = ForeignTeacher("test_resnet", str(path))
-        self.refuse(r"checkpoint \S+ does not fit the backbone: .*expected", teacher=teacher)
+        message = r"checkpoint \S+ does not fit the backbone: .*expected"
+        assert re.match(message, self.refusal(teacher=teacher))
 
     def test_a_name_that_timm_does_not_know(self, tmp_path):
         teacher = ForeignTeacher("test_resnett", str(tmp_path / "w.pth"))
-        self.refuse(
-            r"distill.teacher.backbone=test_resnett is unknown to timm .*nearest: test_resnet",
-            teacher=teacher,
-        )
+        message = r"distill.teacher.backbone=test_resnett is unknown to timm .*nearest: test_resnet"
+        assert re.match(message, self.refusal(teacher=teacher))
 
     def test_normalisation_of_other_channels(self, tmp_path):
         teacher = ForeignTeacher("resnet8", str(tmp_path), mean=[0.5, 0.5, 0.5])
-        self.refuse(r"distill.teacher.mean=.* must be 1 numbers, as channels$", teacher=teacher)
+        message = r"distill.teacher.mean=.* must be 1 numbers, as channels$"
+        assert re.match(message, self.refusal(teacher=teacher))
 
     def test_images_too_small_for_it(self, run, tmp_path):
         net = timm.create_model("test_vit", num_classes=10, in_chans=1)

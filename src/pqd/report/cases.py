@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field, replace
 
 from pqd.identity import option_at
@@ -29,7 +29,7 @@ class Case:
     @property
     def family(self) -> str:
         """The case but for its axes, set or not: what shares one frontier."""
-        return " · ".join(self._names(lambda key: not option_at(key).axis))
+        return " · ".join(self._names({k for k in self.variant if not option_at(k).axis}))
 
     @property
     def label(self) -> str:
@@ -38,10 +38,10 @@ class Case:
 
     def parts(self) -> list[str]:
         """The parts of the label."""
-        return [*self._names(), *(axis(key, value) for key, value in self.axes.items())]
+        return [*self._names(self.variant), *(axis(key, value) for key, value in self.axes.items())]
 
-    def _names(self, named: Callable[[str], bool] = lambda key: True) -> list[str]:
-        variant = (f"{key}={value}" for key, value in self.variant.items() if named(key))
+    def _names(self, keys: Container[str]) -> list[str]:
+        variant = (f"{key}={value}" for key, value in self.variant.items() if key in keys)
         return [self.backbone, self.dataset, *variant]
 
     def orders(self) -> list[str]:

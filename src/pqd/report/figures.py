@@ -13,11 +13,10 @@ from pqd.report.compare import Comparison
 from pqd.report.cost import Curve
 from pqd.report.frontier import Frontier, Point
 from pqd.report.statistics import Estimate
-from pqd.report.style import Look
+from pqd.report.style import Looks
 from pqd.result import DENSE
 
 Figure = dict[str, Any]
-Looks = dict[str, Look]
 
 
 def frontier(f: Frontier, looks: Looks) -> Figure:

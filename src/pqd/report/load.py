@@ -129,7 +129,7 @@ def _run(
             measured.append(read_as(Bench, path))
         except (OSError, ValueError) as error:
             problems.append(_problem(path, error))
-    searched = [key for key in result.config.get("searched", []) if _is_number(deciding.get(key))]
+    searched = [key for key in result.config.get("searched", []) if is_number(deciding.get(key))]
     shown = {k for k in deciding if options(k).axis} | set(searched)
     axes = {k: float(v) for k, v in deciding.items() if k in shown and v != str(None)}
     return Run(
@@ -168,7 +168,8 @@ def _measured_in(result: Result) -> dict[str, str]:
     return found
 
 
-def _is_number(value: str | None) -> bool:
+def is_number(value: str | None) -> bool:
+    """Tells whether the value of a setting is a finite number."""
     try:
         return value is not None and math.isfinite(float(value))
     except ValueError:

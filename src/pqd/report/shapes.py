@@ -6,8 +6,8 @@ from typing import Any
 
 from pqd.report.cases import Case
 from pqd.report.load import Run
-from pqd.report.statistics import Estimate, estimate
-from pqd.report.style import Look
+from pqd.report.statistics import Estimate, estimate, sure_estimate
+from pqd.report.style import Looks
 
 PARTS = "channels", "macs", "parameters"  # of a layer
 
@@ -52,7 +52,7 @@ def _recorded(run: Run) -> dict[str, Any] | None:
 
 
 def _shape(order: str, runs: Sequence[Run], there: Sequence[dict[str, Any]]) -> Shape:
-    shares = {part: _sure([100 * shape[part] for shape in there]) for part in PARTS[1:]}
+    shares = {part: sure_estimate([100 * shape[part] for shape in there]) for part in PARTS[1:]}
     left: dict[str, Estimate | None] = {
         "macs": estimate(
             [r.final.macs * s["macs"] for r, s in zip(runs, there, strict=True) if r.final.macs]
@@ -68,7 +68,10 @@ def _shape(order: str, runs: Sequence[Run], there: Sequence[dict[str, Any]]) -> 
             Layer(
                 name,
                 {part: pairs[0][0] for part, pairs in known.items()},
-                {part: _sure([after for _, after in pairs]) for part, pairs in known.items()},
+                {
+                    part: sure_estimate([after for _, after in pairs])
+                    for part, pairs in known.items()
+                },
             )
         )
     return Shape(
@@ -87,13 +90,7 @@ def _sizes(shape: dict[str, Any], layer: str, part: str) -> list[float]:
     return found
 
 
-def _sure(values: list[float]) -> Estimate:
-    found = estimate(values)
-    assert found is not None
-    return found
-
-
-def figure(found: Sequence[Shape], looks: dict[str, Look]) -> dict[str, Any]:
+def figure(found: Sequence[Shape], looks: Looks) -> dict[str, Any]:
     """Kept channels of each layer in %, from the first layer to the last, a line per order."""
     data = [
         {

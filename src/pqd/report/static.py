@@ -7,7 +7,7 @@ from typing import Any
 from pqd.report import words
 from pqd.report.figures import slot_label
 from pqd.report.frontier import Frontier
-from pqd.report.style import Look, log_axis
+from pqd.report.style import Look, Looks, log_axis
 from pqd.report.view import Report
 from pqd.result import DENSE
 
@@ -57,7 +57,7 @@ def pages(report: Report) -> dict[str, list[tuple[str, list[Frontier]]]]:
     }
 
 
-def _figure(grid: list[tuple[str, list[Frontier]]], looks: dict[str, Look]) -> Any:
+def _figure(grid: list[tuple[str, list[Frontier]]], looks: Looks) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -92,7 +92,7 @@ def _figure(grid: list[tuple[str, list[Frontier]]], looks: dict[str, Look]) -> A
     return figure
 
 
-def _draw(ax: Any, f: Frontier, looks: dict[str, Look], title: str) -> None:
+def _draw(ax: Any, f: Frontier, looks: Looks, title: str) -> None:
     from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
     points = f.near

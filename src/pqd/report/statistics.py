@@ -47,6 +47,13 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     return Estimate(mean, deviation, mean - half, mean + half, n)
 
 
+def sure_estimate(values: Sequence[float]) -> Estimate:
+    """As `estimate`, of one value at least."""
+    found = estimate(values)
+    assert found is not None
+    return found
+
+
 @cache
 def _t_quantile(freedom: int) -> float:
     from scipy.special import stdtrit  # a quarter of scipy.stats' import time

@@ -4,6 +4,7 @@ import colorsys
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import cycle
 from zlib import crc32
 
 from pqd.report.cases import REFERENCE
@@ -91,14 +92,18 @@ class Look:
         return _polygon(self.symbol)
 
 
-def looks(names: Iterable[str]) -> dict[str, Look]:
-    """The look of each name: that of an order, or the next one where settings are compared."""
-    found = {name: Look(_colour(name), _symbol(name)) for name in names}
-    settings = [name for name in found if "=" in name]
-    colours, symbols = list(COLOURS.values()), [s for s in SYMBOLS.values() if s != SYMBOLS[DENSE]]
-    for i, name in enumerate(settings):
-        found[name] = Look(colours[i % len(colours)], symbols[i % len(symbols)])
-    return found
+Looks = dict[str, Look]
+
+
+def looks(orders: Iterable[str]) -> Looks:
+    """The look of each order and, first, of the dense baseline."""
+    return {name: Look(_colour(name), _symbol(name)) for name in (DENSE, *orders)}
+
+
+def looks_of_settings(names: Iterable[str]) -> Looks:
+    """As `looks`, where settings take the place of orders: each has the next look."""
+    free = zip(cycle(COLOURS.values()), cycle(s for s in SYMBOLS.values() if s != SYMBOLS[DENSE]))
+    return looks(()) | {name: Look(*look) for name, look in zip(names, free, strict=False)}
 
 
 def _polygon(symbol: str) -> list[tuple[float, float]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pqd.report.cases import Case
 from pqd.report.load import Run
-from pqd.report.statistics import Estimate, estimate, mean_by
+from pqd.report.statistics import Estimate, estimate, mean_by, sure_estimate
 from pqd.result import DENSE, FP32, INT8, PRUNED, Bench, Latency
 
 Axes = tuple[tuple[str, float], ...]  # settings that are axes, by dotted key
@@ -116,12 +116,12 @@ def _row(order: str, runs: list[Run]) -> Row:
         order=order,
         stages=runs[0].stages,
         axes=tuple(runs[0].axes.items()),
-        accuracy=_sure(list(mean_by((r.seed, r.accuracy) for r in runs).values())),
+        accuracy=sure_estimate(list(mean_by((r.seed, r.accuracy) for r in runs).values())),
         change=estimate(
             list(mean_by((r.seed, r.accuracy - r.final.dense_accuracy) for r in runs).values())
         ),
-        sparsity=_sure([100 * run.final.sparsity for run in runs]),
-        sizes={name: _sure(values) for name, values in sizes.items()},
+        sparsity=sure_estimate([100 * run.final.sparsity for run in runs]),
+        sizes={name: sure_estimate(values) for name, values in sizes.items()},
         timings=_timings(runs, dense=False),
         balanced=_balanced(runs, "balanced_accuracy"),
     )
@@ -135,9 +135,9 @@ def _dense(runs: list[Run]) -> Row:
         order=DENSE,
         stages=[],
         axes=(),
-        accuracy=_sure(values),
+        accuracy=sure_estimate(values),
         change=None,
-        sparsity=_sure([0.0] * len(values)),
+        sparsity=sure_estimate([0.0] * len(values)),
         sizes={name: sizes[name] for name in ("fp32_checkpoint", "fp32_onnx") if name in sizes},
         timings=_timings(runs, dense=True),
         balanced=_balanced(runs, "dense_balanced_accuracy"),
@@ -174,7 +174,7 @@ def _timing(
     return Timing(
         condition=condition,
         model=model,
-        p50=_sure([row.p50_ms for row, _ in measured]),
+        p50=sure_estimate([row.p50_ms for row, _ in measured]),
         p90=over("p90_ms"),
         p99=over("p99_ms"),
         speedup=None if model == DENSE else over("speedup"),
@@ -183,9 +183,3 @@ def _timing(
         accuracy=estimate([a for _, a in measured if a is not None]),
         shape=shapes.pop() if len(shapes) == 1 else None,
     )
-
-
-def _sure(values: list[float]) -> Estimate:
-    result = estimate(values)
-    assert result is not None
-    return result

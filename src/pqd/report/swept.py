@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from pqd.config import BASELINE
 from pqd.identity import option_at, owner
-from pqd.report.load import Run
+from pqd.report.load import Run, is_number
 
 Variant = tuple[Run, dict[str, str]]  # a run, and its swept settings by dotted key
 
@@ -33,7 +33,7 @@ def followers(found: list[Variant]) -> dict[str, str]:
         key: [variant.get(key) for _, variant in found]
         for key in dict.fromkeys(key for _, variant in found for key in variant)
     }
-    leading = sorted(values, key=lambda key: all(map(_is_number, values[key])))
+    leading = sorted(values, key=lambda key: all(map(_no_word, values[key])))
     following: dict[str, str] = {}
     for key in reversed(leading):
         for leader in leading:
@@ -49,11 +49,8 @@ def followers(found: list[Variant]) -> dict[str, str]:
     return following
 
 
-def _is_number(value: str | None) -> bool:
-    try:
-        return value is None or float(value) is not None
-    except ValueError:
-        return value == str(None)
+def _no_word(value: str | None) -> bool:
+    return value in (None, str(None)) or is_number(value)
 
 
 def _counted(run: Run, keys: Iterable[str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from functools import cached_property
 
 from pqd.identity import option_at
 from pqd.report import cost, words
@@ -13,12 +14,11 @@ from pqd.report.frontier import Frontier, frontiers
 from pqd.report.load import Loaded, Run
 from pqd.report.settings import Setting, settings
 from pqd.report.shapes import Shape, shapes
-from pqd.report.style import Look, looks, sort_stages
-from pqd.report.subject import ORDERS, Subject, compared
+from pqd.report.style import Looks, looks, looks_of_settings, sort_stages
+from pqd.report.subject import Subject, compared
 from pqd.report.summary import Condition, Row, Timing, conditions, rows
-from pqd.report.swept import followers, variants
 from pqd.report.trials import Search, searches, split
-from pqd.result import DENSE, DEPLOYED, Result
+from pqd.result import DEPLOYED, Result
 
 UNKNOWN = "not recorded"
 
@@ -110,7 +110,6 @@ class Report:
 
     loaded: Loaded
     subject: Subject
-    following: dict[str, list[str]]  # settings that go along with another, by that
     runs: list[Run]  # completed and distinct
     unfinished: list[Result]  # those that no search has stopped
     repeats: int  # completed runs left out because a newer one repeats them
@@ -137,10 +136,10 @@ class Report:
         """All orders of all cases, or settings in their place."""
         return sort_orders({run.order: len(run.stages) for run in self.runs})
 
-    @property
-    def looks(self) -> dict[str, Look]:
+    @cached_property
+    def looks(self) -> Looks:
         """How these and the dense baseline, which comes first, are drawn."""
-        return looks([DENSE, *self.orders])
+        return (looks_of_settings if self.subject.order else looks)(self.orders)
 
     @property
     def axes(self) -> list[str]:
@@ -163,12 +162,11 @@ def view(loaded: Loaded) -> Report:
     """Computes everything a report says."""
     runs, repeats = distinct(loaded.runs)
     tried, others = split(runs)
-    following: dict[str, list[str]] = defaultdict(list)
-    for key, leader in sorted(followers(variants(others)).items()):
-        following[leader].append(key)
-    swept = settings(cases(others))
-    subject, named = (ORDERS, others) if tried else compared(others)
-    found = cases(named)
+    subject, named = compared(others, alone=not tried)
+    found = plain = cases(others)
+    if subject.order:
+        found = cases(named)
+    swept = settings(plain)
     if len(found) == 1 and len(swept) == 1 and subject.order:
         swept = []  # the comparison of the only case says the same
     runs = [*tried, *named]
@@ -196,7 +194,6 @@ def view(loaded: Loaded) -> Report:
     return Report(
         loaded=loaded,
         subject=subject,
-        following=dict(following),
         runs=runs,
         unfinished=unfinished,
         repeats=repeats,
