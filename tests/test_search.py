@@ -264,3 +264,10 @@ def test_other_settings_are_another_search(search, tmp_path):
     with pytest.raises(UserError, match="is of a search with other settings; choose another hydra"):
         search(tmp_path, *SPACE, "prune.epochs=7")
     assert len(search(tmp_path, *SPACE, "logger.mode=offline", n_trials=4).jobs) == 2
+
+
+def test_limits_are_given_as_any_setting(hydra):
+    given = ["hydra/sweeper=search", "hydra.sweeper.limits={package_bytes: 900}"]
+    loader = hydra.config_loader
+    found = loader.load_configuration("config", overrides=given, run_mode=RunMode.MULTIRUN)
+    assert found.hydra.sweeper.limits == {"package_bytes": 900}
