@@ -35,9 +35,12 @@ class Residual(nn.Module):
         return self.fc(self.average(x).flatten(1))
 
 
-def tiny(classes: int, channels: int, image_size: int) -> Residual:
+def tiny(
+    classes: int, channels: int, image_size: int, activation: nn.Module | None = None
+) -> Residual:
     """The residual network as a backbone: `backbone.builder=nets.tiny`."""
     net = Residual()
+    net.relu = activation or net.relu
     net.conv1 = nn.Conv2d(channels, 8, 3, padding=1, bias=False)
     net.fc = nn.Linear(8, classes)
     return net

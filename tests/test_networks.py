@@ -3,10 +3,13 @@
 import itertools
 import json
 from dataclasses import asdict
+from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
+import nets
 from nets import images
 from pqd.config import BackboneConfig
 from pqd.constraints import attach, describe
@@ -74,6 +77,18 @@ class TestDisk:
         path.write_text(json.dumps(recipe | {"format": 1, "masks": ["fc"], "code_max": 127}))
         x = images(4, 16)
         assert torch.equal(load_network(tmp_path).eval()(x), model.eval()(x))
+
+    def test_another_network_of_ones_own_under_the_same_name_is_told_of(
+        self, tmp_path, monkeypatch, caplog
+    ):
+        blueprint = Blueprint(BackboneConfig("nets.tiny", "mine"), 10, 3, 16).examined()
+        save_network(blueprint.build(), blueprint, tmp_path)
+        load_network(tmp_path)
+        assert caplog.messages == []
+        monkeypatch.setattr(nets, "tiny", partial(nets.tiny, activation=nn.ReLU6()))
+        load_network(tmp_path)
+        line = f"{tmp_path}: nets.tiny builds another network than the one saved"
+        assert caplog.messages == [line]
 
     def test_missing_and_foreign_files_are_named(self, tmp_path):
         with pytest.raises(UserError, match=r"recipe.json cannot be read: No such file"):

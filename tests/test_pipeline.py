@@ -3,14 +3,17 @@
 import itertools
 import json
 from dataclasses import replace
+from functools import partial
 from unittest.mock import Mock
 
 import pytest
 import torch
+from torch import nn
 
+import nets
 from pqd import trainer
 from pqd.cache import file_digest
-from pqd.config import AugmentConfig, CacheConfig, RuntimeConfig, TargetConfig
+from pqd.config import AugmentConfig, BackboneConfig, CacheConfig, RuntimeConfig, TargetConfig
 from pqd.constraints.fake_quant import activation_fake_quants
 from pqd.constraints.mask import masks, sparsity
 from pqd.stages import STAGES
@@ -121,6 +124,15 @@ class TestOrders:
             assert not record["stages"][-1]["cached"]
             losses.append([epoch["kd_loss"] for epoch in record["stages"][-1]["history"]])
         assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+    def test_another_network_of_ones_own_of_the_same_name_is_trained(self, tmp_path, monkeypatch):
+        own = {"backbone": BackboneConfig("nets.tiny", "mine")}
+        cached = []
+        for activation in (nn.ReLU(), nn.ReLU(), nn.ReLU6()):
+            monkeypatch.setattr(nets, "tiny", partial(nets.tiny, activation=activation))
+            record = run(tmp_path, "q", f"run{len(cached)}", **own)
+            cached.append([stage["cached"] for stage in record["stages"]])
+        assert cached == [[False] * 2, [True] * 2, [False] * 2]
 
     def test_a_new_version_of_a_stage_retrains_it(self, tmp_path, monkeypatch):
         run(tmp_path, "pq")

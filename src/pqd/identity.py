@@ -43,8 +43,8 @@ def stage_keys(config: Config, facts: Mapping[str, Any] | None = None) -> dict[s
 
     Args:
         config: of the run.
-        facts: what is found out before training: the fingerprint of the images, the device. None
-            where that is still unknown: keys then tell apart what differs within a sweep.
+        facts: what is found out before training, as `Trainer.facts`. None where that is still
+            unknown: keys then tell apart what differs within a sweep.
 
     Raises:
         UserError: a file that the configuration names cannot be read.

@@ -4,9 +4,11 @@ The recipe names the backbone and the constraints attached; rebuilding is backbo
 constraints, then state. No pickle is ever loaded.
 """
 
+import hashlib
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ FORMAT = 2
 _WEIGHT_SOURCES = ("pretrained", "pretrained_cfg", "checkpoint_path")
 RECIPE = "recipe.json"
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Blueprint:
@@ -34,6 +38,17 @@ class Blueprint:
     # how its images are normalised, in units of 1; None where an older file does not say
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    # what a function of one's own builds, by `_structure`; None where the backbone's name tells
+    structure: str | None = None
+
+    def examined(self) -> "Blueprint":
+        """Returns it with the structure that a function of one's own gives it at present.
+
+        Raises:
+            UserError: see `pqd.backbones.build`.
+        """
+        own = "." in self.backbone.builder
+        return replace(self, structure=_structure(self.build())) if own else self
 
     def build(self) -> fx.GraphModule:
         """Builds the dense network; weights come from torch's global generator."""
@@ -68,7 +83,11 @@ def load_network(path: Path, *, quantized: bool = True) -> fx.GraphModule:
     folder = path.parent if path.is_file() else path
     recipe = _recipe(folder)
     with _naming(folder):
-        model = _blueprint(recipe).build()
+        blueprint = _blueprint(recipe)
+        model = blueprint.build()
+        if blueprint.structure not in (None, _structure(model)):
+            builder = blueprint.backbone.builder
+            log.warning("%s: %s builds another network than the one saved", folder, builder)
         constraints.rebuild(model, recipe["constraints"])
     load_weights(model, folder / WEIGHTS)
     if not quantized:
@@ -101,6 +120,11 @@ def built_from(path: Path) -> dict[str, Any] | None:
             return {"blueprint": asdict(_blueprint(recipe)), "constraints": recipe["constraints"]}
     except UserError:
         return None
+
+
+def _structure(model: fx.GraphModule) -> str:
+    """Returns 16 hex digits for the layers, their settings and the calls of a dense network."""
+    return hashlib.sha256(str(model).encode()).hexdigest()[:16]
 
 
 def _recipe(folder: Path) -> dict[str, Any]:

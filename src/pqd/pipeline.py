@@ -88,8 +88,7 @@ class _Run:
         self.cache = Cache(Path(config.cache.dir) if config.cache.enabled else own)
         self.steps = Steps(self.cache, found.name)
         train = replace(config.train, device=trainer.device.type, precision=trainer.precision)
-        images = {"images": trainer.dataset.fingerprint}
-        self.keys = stage_keys(replace(config, train=train), images)
+        self.keys = stage_keys(replace(config, train=train), trainer.facts)
         self.order = [STAGES[BASELINE], *spelled(config.order.name)]
         self.epochs = {kind.name: trainer.epochs(kind) for kind in self.order}
 

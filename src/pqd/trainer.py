@@ -38,7 +38,8 @@ class Trainer:
         """Loads the images.
 
         Raises:
-            UserError: the device, the images or the precision are not to be had.
+            UserError: the device, the images or the precision are not to be had, or a backbone of
+                one's own cannot be built.
         """
         self.config = config
         self.device = devices.resolve_device(config.train.device)
@@ -46,7 +47,8 @@ class Trainer:
         self.dataset = data.load_dataset(config.dataset)
         _, height, _, channels = self.dataset.train.images.shape
         classes, normalised = len(self.dataset.classes), (self.dataset.mean, self.dataset.std)
-        self.blueprint = Blueprint(config.backbone, classes, channels, height, *normalised)
+        blueprint = Blueprint(config.backbone, classes, channels, height, *normalised)
+        self.blueprint = blueprint.examined()
         self.batches = data.TrainBatches(
             self.dataset, config.dataset.augment, config.train.batch_size, self.device
         )
@@ -55,6 +57,12 @@ class Trainer:
         order = spell([name for name, kind in STAGES.items() if kind.letter])
         backbone = config.backbone.name
         self._deployed = Subject(Path(), self.dataset, backbone, order, config.export)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What training depends on beside the configuration, for `pqd.identity.stage_keys`."""
+        own = self.blueprint.structure
+        return {"images": self.dataset.fingerprint} | ({"structure": own} if own else {})
 
     def epochs(self, kind: type[Stage]) -> int:
         """Returns for how many epochs a stage will train; 0 where attaching is all there is."""
