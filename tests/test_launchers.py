@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 import kill
 import small_sweeps as sweeps
 from pqd import result, schema
-from pqd.identity import wanted
+from pqd.sweep.waves import wanted
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,11 @@ from torch import nn
 
 import nets
 from pqd import trainer
-from pqd.cache import file_digest
+from pqd.cache import Cache, file_digest
 from pqd.config import AugmentConfig, BackboneConfig, CacheConfig, RuntimeConfig, TargetConfig
 from pqd.constraints.fake_quant import activation_fake_quants
 from pqd.constraints.mask import masks, sparsity
+from pqd.identity import wanted
 from pqd.stages import STAGES
 from tiny_runs import SIX, config, networks, of, run
 
@@ -80,6 +81,8 @@ class TestOrders:
         records = [run(tmp_path, order, order) for order in SIX]
         trained = [s["key"] for r in records for s in r["stages"] if not s["cached"]]
         assert len(trained) == len(set(trained)) == 1 + 15
+        known = {name for order in SIX for name in wanted(config(tmp_path, order)).values()}
+        assert Cache(tmp_path / "cache").names() == known
 
     def test_without_the_cache_a_run_trains_everything_and_ends_the_same(self, tmp_path):
         record = run(tmp_path, "pqd")

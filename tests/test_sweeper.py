@@ -6,8 +6,9 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 
 from pqd import result
+from pqd.cache import Cache
 from pqd.errors import UserError
-from pqd.identity import run_name
+from pqd.identity import run_name, wanted
 from pqd.sweep import finish
 from sweepers import demo, settings_of, sweeper
 
@@ -72,6 +73,16 @@ def test_the_sweeper_numbers_jobs_across_waves_and_announces_them(sweep, tmp_pat
     expected = [name.format("resnet20_digits_") + "_seed0" for name in names]
     assert finish._jobs == [tmp_path / "sweep" / name for name in expected]
     assert launcher.places == [f"hydra.sweep.subdir='{name}'" for name in expected]
+
+
+def test_jobs_keep_their_numbers_and_start_at_once_where_all_is_in_the_cache(sweep, tmp_path):
+    cache, orders = tmp_path / "cache", ["pqd", "pdq", "qpd", "qdp", "dpq", "dqp"]
+    for number, name in enumerate({n for o in orders for n in wanted(demo(o)).values()}):
+        Cache(cache).get(str(number), "", lambda folder: None, name)
+    launcher = Noting(tmp_path / "sweep")
+    sweep(launcher, f"order={','.join(orders)}", f"cache.dir={cache}")
+    assert launcher.told == [(0, orders)]
+    assert [place.partition("'")[2][0] for place in launcher.places] == list("012435")
 
 
 def names(launcher, hydra):

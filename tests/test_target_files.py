@@ -5,7 +5,7 @@ from dataclasses import asdict
 import pytest
 
 import configs
-from pqd import identity, pipeline
+from pqd import pipeline
 from pqd.config import (
     CacheConfig,
     DatasetConfig,
@@ -16,6 +16,7 @@ from pqd.config import (
 from pqd.errors import UserError
 from pqd.runtimes import REFERENCE, RUNTIMES
 from pqd.scheme import Scheme
+from pqd.sweep.waves import wanted
 
 
 class Other(type(RUNTIMES[REFERENCE])):
@@ -96,9 +97,7 @@ def test_where_it_is_not_installed_a_line_says_so(other, tmp_path, caplog, monke
 
 
 def test_a_sweep_makes_both_artifacts(other, tmp_path):
-    usual, both = (
-        identity.wanted(config(tmp_path, t)) for t in ([REFERENCE], [REFERENCE, "other"])
-    )
+    usual, both = (wanted(config(tmp_path, t)) for t in ([REFERENCE], [REFERENCE, "other"]))
     assert usual[:3] == both[:3]  # baseline and stages
     assert not set(usual[3:]) & set(both[3:])  # exported baseline, artifact, figures
 

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pqd.identity import wanted
-from pqd.sweep.waves import waves
+from pqd.sweep.waves import wanted, waves
 from sweepers import demo
 
 SIX = ["".join(order) for order in itertools.permutations("pqd")]
@@ -24,12 +23,14 @@ def test_six_orders_take_three_waves():
     assert len(set(itertools.chain(*names))) == 1 + 1 + 15 + 6 + 6
 
 
-@given(st.lists(st.sets(st.integers(0, 20), max_size=5), max_size=12))
-def test_in_a_wave_nobody_waits_for_another(wishes):
-    names = [[str(name) for name in wish] for wish in wishes]
-    launched = waves(names)
+NAMES = st.sets(st.integers(0, 20).map(str), max_size=5)
+
+
+@given(st.lists(NAMES, max_size=12), NAMES)
+def test_in_a_wave_nobody_waits_for_another(names, there):
+    launched = waves(names, there)
     assert sorted(itertools.chain(*launched)) == list(range(len(names)))
-    made = set()
+    made = set(there)
     for wave in launched:
         wishes = Counter(name for i in wave for name in names[i] if name not in made)
         assert set(wishes.values()) <= {1}

@@ -19,9 +19,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from pqd import schema, sweep
 from pqd.config import Config
 from pqd.errors import UserError, choices, one_line
-from pqd.identity import swept_suffix, wanted
+from pqd.identity import swept_suffix
 from pqd.result import FILE, check_free
-from pqd.sweep.waves import waves
+from pqd.sweep.waves import made, wanted, waves
 
 # Of Hydra's launchers, which say with every wave how many jobs they launch.
 _LAUNCHERS = (
@@ -123,8 +123,10 @@ class WaveSweeper(BasicSweeper):
             Exception: the first that a job raised, once all jobs have ended.
         """
         assert self.config is not None
-        order = [[jobs[job] for job in wave] for wave in waves([wanted(j.settings) for j in jobs])]
-        ranked = list(chain.from_iterable(order))
+        settings = [job.settings for job in jobs]
+        wishes = [wanted(each) for each in settings]
+        # Numbers, and so folders, do not depend on what is in the cache.
+        ranked = [jobs[job] for job in chain.from_iterable(waves(wishes))]
         for rank, job in enumerate(ranked):
             job.number = rank if job.number is None else job.number
         folders = [self.folder / job.subfolder for job in ranked]
@@ -147,12 +149,12 @@ class WaveSweeper(BasicSweeper):
 
         first, died = len(self.earlier), False
         results: list[Sequence[JobReturn]] = []
-        for wave in order:
+        for wave in waves(wishes, made(settings)):
             log.info(
                 "launching %s of %d", _span(first + 1, first + len(wave)), self.total(len(jobs))
             )
             try:
-                results.append(self._launch([job.placed for job in wave], first))
+                results.append(self._launch([jobs[job].placed for job in wave], first))
             except Exception as error:  # the launcher's: a job died and left no result
                 line = one_line(error, named=True)
                 if not any((path / FILE).exists() for path in folders):

@@ -71,8 +71,14 @@ class Cache:
         """Returns where unfinished work on an entry is kept; removed when the entry is stored."""
         return self.folder / f"{key}.checkpoint"
 
-    def get(self, key: str, label: str, make: Callable[[Path], None]) -> Entry:
+    def get(self, key: str, label: str, make: Callable[[Path], None], name: str = "") -> Entry:
         """Returns the entry `key`, calling `make(empty_folder)` to fill it if it is not there.
+
+        Args:
+            key: what the entry is.
+            label: for people, of whoever makes it.
+            make: fills an empty folder.
+            name: which job wants it, as `pqd.identity.wanted` tells without a look at the images.
 
         Raises:
             UserError: the cache's folder cannot be written, or not be locked.
@@ -89,7 +95,15 @@ class Cache:
             # Whoever held the lock may have made the entry meanwhile. On NFS, opening the folder
             # makes this machine forget that the entry was not there a moment ago.
             os.listdir(self.folder)
-            return self._read(key) or self._make(key, label, make)
+            return self._read(key) or self._make(key, {"label": label, "name": name}, make)
+
+    def names(self) -> set[str]:
+        """Returns the names of all entries. Checksums are not checked."""
+        found = set()
+        for path in self.folder.glob(f"*/{MANIFEST}"):
+            with suppress(OSError, ValueError, KeyError, TypeError):  # damaged, or just pruned
+                found.add(str(files.read_json(path)["name"]))
+        return found
 
     def items(self) -> list[Item]:
         """Returns all that is there, what was used longest ago first. Checksums are not checked."""
@@ -138,7 +152,7 @@ class Cache:
         used = datetime.fromtimestamp(max(stat.st_mtime for stat in stats), UTC)
         return Item(key, label, used, sum(s.st_size for s in stats if S_ISREG(s.st_mode)))
 
-    def _make(self, key: str, label: str, make: Callable[[Path], None]) -> Entry:
+    def _make(self, key: str, told: dict[str, str], make: Callable[[Path], None]) -> Entry:
         temporary, final = self.folder / f"{key}.partial", self.folder / key
         if final.exists():  # and yet it could not be read
             log.warning("cache entry %s is damaged; it is made again", final)
@@ -149,7 +163,7 @@ class Cache:
             made = sorted(p for p in temporary.iterdir() if p.is_file())
             facts = {p.name: {"bytes": p.stat().st_size, "sha256": file_digest(p)} for p in made}
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            manifest = {"label": label, "made": now, "files": facts}
+            manifest: dict[str, Any] = told | {"made": now, "files": facts}
             for path in made:
                 _sync(path)
             files.write_json(temporary / MANIFEST, manifest)

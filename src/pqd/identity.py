@@ -76,25 +76,23 @@ def _files_among(kwargs: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def wanted(config: Config) -> list[str]:
+def wanted(config: Config) -> dict[str, str]:
     """Names the cache entries that a job wants, from its configuration alone.
 
     These are not the cache's keys, which need the images, but they are equal for two jobs of a
     sweep exactly where those are (two spellings of one setting apart).
 
     Returns:
-        One name for each of the baseline, the stages, the exported baseline, the artifact and its
-        figures; none with the cache off, where jobs share nothing.
+        The names by the labels of `pqd.steps.Steps`: of the baseline, the stages, the exported
+        baseline, the artifact and its figures.
     """
-    if not config.cache.enabled:
-        return []
-    trained = list(stage_keys(config, None).values())
-    targets = sorted(config.target.names)
-    form = files_of(config) | {"targets": targets}
-    artifact = key_of({"network": trained[-1], "order": config.order.name} | form)
+    trained = stage_keys(config, None)
+    [*_, last] = trained.values()
+    form = files_of(config) | {"targets": sorted(config.target.names)}
+    artifact = key_of({"network": last, "order": config.order.name} | form)
+    dense = key_of({"dense": trained[BASELINE]} | form)
     figures = key_of({"artifact": artifact} | figures_of(config))
-    names = [*trained, key_of({"dense": trained[0]} | form), artifact, figures]
-    return [f"{config.cache.dir}/{name}" for name in names]
+    return trained | {"dense": dense, "artifact": artifact, "figures": figures}
 
 
 def files_of(config: Config) -> dict[str, Any]:

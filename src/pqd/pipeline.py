@@ -14,7 +14,7 @@ from pqd.cache import Cache, Entry
 from pqd.config import BASELINE, Config
 from pqd.deployment import deploy
 from pqd.errors import naming
-from pqd.identity import stage_keys
+from pqd.identity import stage_keys, wanted
 from pqd.measure import provenance
 from pqd.progress import place, show
 from pqd.result import Provenance, Result, StageResult
@@ -86,7 +86,7 @@ class _Run:
         # With the cache off a run keeps its stages to itself, and still resumes from them.
         own = folder / "stages"
         self.cache = Cache(Path(config.cache.dir) if config.cache.enabled else own)
-        self.steps = Steps(self.cache, found.name)
+        self.steps = Steps(self.cache, found.name, wanted(config))
         train = replace(config.train, device=trainer.device.type, precision=trainer.precision)
         self.keys = stage_keys(replace(config, train=train), trainer.facts)
         self.order = [STAGES[BASELINE], *spelled(config.order.name)]
