@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from configs import GRAY, config, settings
-from pqd import data
+from pqd import data, training
 from pqd.config import BackboneConfig
 from pqd.errors import UserError
 from pqd.networks import Blueprint, load_blueprint, save_network
@@ -149,10 +149,12 @@ class TestStage:
         assert "the dense network, the teacher: " in caplog.text
 
     def test_the_figures_of_the_stage_hold_the_accuracy(self, small, large, tmp_path):
-        figures = trained(DISTILL, trainer(teacher=str(large[0])), tmp_path / "net", small[0])
-        assert figures["teacher_accuracy"] > 90
-        found = StageResult(stage="distill", key="", **figures)
-        assert found.teacher_accuracy == figures["teacher_accuracy"]
+        run = trainer(teacher=str(large[0]))
+        found = StageResult("distill", "", **trained(DISTILL, run, tmp_path / "net", small[0]))
+        teacher = attached(run, teacher=str(large[0])).teacher
+        assert found.teacher_accuracy == run.validation_accuracy(teacher) > 90
+        test = data.eval_batches(run.dataset.test, run.dataset, 256, run.device)
+        assert found.teacher_test_accuracy == training.evaluate(teacher, test) > 90
 
     def test_logits_known_beforehand_are_the_teachers(self, large):
         run = trainer(teacher=str(large[0]), cache_logits=True)

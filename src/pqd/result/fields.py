@@ -87,6 +87,7 @@ class StageResult(_Checked):
     sparsity: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)  # metrics of every epoch
     teacher_accuracy: float | None = None  # on the validation split, too
+    teacher_test_accuracy: float | None = None  # of one from elsewhere, on the test split
     shape: dict[str, Any] | None = None  # of a network with fewer channels; see `pqd.pruning`
     bits: Allocation | None = None
 

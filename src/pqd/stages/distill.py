@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from pqd import data
+from pqd import data, training
 from pqd.config import BASELINE, Config, StageSettings
 from pqd.data import Batch
 from pqd.errors import UserError
@@ -56,6 +56,8 @@ class Distill(Stage):
         """Prepares the loss; the teacher may not be trained yet."""
         super().__init__(context)
         self.distance = LOSSES[self.options.loss](self.options)
+        # from elsewhere; without any the run's dense network teaches
+        self.specs = teachers.parse(self.options.teacher, self.options.teachers)
         self.teacher: nn.Module | None = None
         self.teacher_accuracy: float | None = None
         self.known: Tensor | None = None
@@ -110,8 +112,8 @@ class Distill(Stage):
         Raises:
             UserError: see `pqd.stages.teachers.load`.
         """
-        if specs := teachers.parse(self.options.teacher, self.options.teachers):
-            self._ask([(teachers.name_of(spec), spec) for spec in specs])
+        if self.specs:
+            self._ask([(teachers.name_of(spec), spec) for spec in self.specs])
 
     def start(self, model: fx.GraphModule) -> None:
         """Loads the run's dense network as the teacher, and asks it where that is done once."""
@@ -121,8 +123,17 @@ class Distill(Stage):
             self.known = self._logits()
 
     def finish(self, model: fx.GraphModule) -> dict[str, Any]:
-        """Returns the accuracy of the teacher, in %."""
-        return {"teacher_accuracy": self.teacher_accuracy}
+        """Returns the accuracy of the teacher, in %; of one from elsewhere on the test split, too.
+
+        Its validation images may be some that it was trained on.
+        """
+        found = {"teacher_accuracy": self.teacher_accuracy}
+        if self.specs:
+            assert self.teacher is not None
+            context, size = self.context, self.context.config.train.eval_batch_size
+            test = data.eval_batches(context.dataset.test, context.dataset, size, context.device)
+            found["teacher_test_accuracy"] = training.evaluate(self.teacher, test)
+        return found
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Computes (1 - alpha) task loss + alpha distance to the teacher."""
