@@ -10,6 +10,7 @@ from pqd.config import BASELINE, BackboneConfig, CacheConfig
 from pqd.options import Decides, option_of
 from pqd.stages import STAGES
 from pqd.stages.losses import LOSSES
+from pqd.sweep import waves
 
 FACTS = {"images": "0123456789abcdef"}
 OTHER = {
@@ -59,7 +60,9 @@ def _digests(monkeypatch):
 
 
 def shared(key):
-    """The configuration in which a setting counts: that of a loss does where the loss is used."""
+    """The configuration in which a setting counts: where its loss or quantizer is used."""
+    if key == "quantize.step_lr":
+        return changed(SHARED, "quantize.quantizer", "lsq")
     name = key.split(".")[1] if key.count(".") == 2 else ""
     return changed(SHARED, "distill.loss", name) if name in LOSSES else SHARED
 
@@ -79,7 +82,7 @@ def test_keys_waves_and_reports_agree(key):
     measured = [identity.figures_of(c) for c in (usual, changed_config)]
     assert (measured[0] != measured[1]) == (decides is Decides.FIGURES)
 
-    wanted = [identity.wanted(c) for c in (usual, changed_config)]
+    wanted = [waves.wanted(c) for c in (usual, changed_config)]
     if key.startswith("cache."):  # another folder, or none that jobs share
         assert not set(wanted[0]) & set(wanted[1])
     else:
@@ -106,6 +109,11 @@ def test_a_stages_setting_reaches_its_stage_and_those_after_it(key):
     order = list(before)
     same = [name for name in order if before[name] == after[name]]
     assert same == order[: order.index(stage)]
+
+
+def test_the_pace_of_steps_does_not_count_where_none_are_learned():
+    one, two = (changed(SHARED, "quantize.step_lr", value) for value in (1.0, 0.1))
+    assert identity.stage_keys(one, FACTS) == identity.stage_keys(two, FACTS)
 
 
 def test_a_field_counts_unless_it_says_otherwise():

@@ -1,6 +1,7 @@
 """Learned steps in training: taught, resumed, compiled, and kept in later stages."""
 
 import copy
+import json
 from dataclasses import asdict
 
 import torch
@@ -9,7 +10,7 @@ from configs import GRAY, config, fitted, settings, stage
 from nets import Batches, Residual, images, quantized, traced
 from pqd import training
 from pqd.config import TrainConfig
-from pqd.constraints import constraints
+from pqd.constraints import constraints, describe, rebuild
 from pqd.constraints.fake_quant import activation_fake_quants
 from pqd.constraints.lsq import LearnedSteps, LearnedWeightFakeQuant
 from pqd.constraints.parametrization import find
@@ -37,6 +38,21 @@ class TestTraining:
         assert len(steps) == 3 + len(activation_fake_quants(model))
         assert {id(p) for p in steps} <= {id(p) for p in others}
         assert len(decayed) == 3
+
+    def test_steps_learn_at_a_rate_of_their_own_in_later_stages_too(self):
+        grads = []
+        for rate in (1.0, 0.25):
+            model, again = traced(Residual), traced(Residual)
+            of_stage(step_lr=rate).attach(model)
+            calibrate(model, [images()])
+            rebuild(again, json.loads(json.dumps(describe(model))))
+            again.load_state_dict(model.state_dict())
+            again.train()(images()).square().sum().backward()
+            grads.append({name: p.grad for name, p in again.named_parameters()})
+        for name, usual in grads[0].items():
+            if usual is not None:  # the step of the images has none
+                factor = 0.25 if name.endswith("step") else 1
+                torch.testing.assert_close(grads[1][name], factor * usual)
 
     def test_the_stage_calibrates_once(self):
         model, found = traced(Residual), of_stage(epochs=4)
@@ -139,4 +155,4 @@ def test_the_setting_names_the_quantizer():
     of_stage(weight_bits=3).attach(model)
     (constraint,) = constraints(model)
     assert constraint.name == "lsq"
-    assert constraint.describe(model) == {"code_max": 3, "scheme": asdict(Scheme())}
+    assert constraint.describe(model) == {"code_max": 3, "scheme": asdict(Scheme()), "pace": 1.0}

@@ -15,6 +15,8 @@ silence its channel for good; a step larger than the largest weight needs wastes
 """
 
 import math
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +35,7 @@ from pqd.constraints.fake_quant import (
 from pqd.constraints.parametrization import find, value_before
 from pqd.constraints.placement import Quantizers, insert_fake_quants
 from pqd.constraints.quantization import FakeQuantization
+from pqd.scheme import Scheme
 
 _FREEDOM = 4.0  # how far the step of an activation may move from what it was calibrated to
 _INSIDE = 1 + 1e-6  # the largest weight is not clipped, however the division is rounded
@@ -41,14 +44,16 @@ _INSIDE = 1 + 1e-6  # the largest weight is not clipped, however the division is
 class LearnedWeightFakeQuant(WeightFakeQuant):
     """Parametrization of a weight: symmetric, with one learned step per output channel."""
 
-    def __init__(self, code_max: int, weight: Tensor) -> None:
+    def __init__(self, code_max: int, weight: Tensor, pace: float = 1.0) -> None:
         """Starts with the step 2 mean |w| / sqrt(Q_P) of the paper, over weights that are not 0.
 
         Args:
             code_max: codes lie in [-code_max, code_max].
             weight: what is quantized, [K, ...].
+            pace: see `LearnedSteps`.
         """
         super().__init__(code_max)
+        self.pace = pace
         self.step = nn.Parameter(_first_step(code_max, weight))
 
     def use(self, code_max: int, weight: Tensor) -> None:
@@ -77,7 +82,9 @@ class LearnedWeightFakeQuant(WeightFakeQuant):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Returns `weight` rounded to its codes; same shape."""
-        rounded: Tensor = _LearnedRound.apply(weight, self.step, self.scale(weight), self.code_max)
+        gain = self.pace / math.sqrt(weight[0].numel() * self.code_max)
+        place = self.scale(weight), self.code_max
+        rounded: Tensor = _LearnedRound.apply(weight, self.step, *place, gain)
         return rounded
 
 
@@ -85,6 +92,13 @@ class LearnedActivationFakeQuant(ActivationFakeQuant):
     """As its base, with a learned step; the zero point is that of the calibration."""
 
     calibrated: Tensor
+
+    def __init__(
+        self, calls: int = 1, symmetric: bool = False, rounds: bool = True, pace: float = 1.0
+    ) -> None:
+        """See `ActivationFakeQuant`; `pace` as in `LearnedSteps`."""
+        super().__init__(calls, symmetric, rounds)
+        self.pace = pace
 
     def hold(self, scale: Tensor) -> None:
         """Makes `scale` a parameter."""
@@ -114,7 +128,9 @@ class LearnedActivationFakeQuant(ActivationFakeQuant):
         if not x.requires_grad:
             return super().quantize(x, rectify)
         place = self.scale, self.zero_point
-        result: Tensor = _LearnedFakeQuantize.apply(x, self.step, *place, rectify, self.rounds)
+        gain = self.pace / math.sqrt(x[0].numel() * CODE_MAX)
+        how = rectify, self.rounds, gain
+        result: Tensor = _LearnedFakeQuantize.apply(x, self.step, *place, *how)
         return result
 
 
@@ -124,14 +140,42 @@ class LearnedSteps(FakeQuantization):
 
     name = "lsq"
 
+    def __init__(
+        self,
+        code_max: int | Mapping[str, int],
+        scheme: Scheme = Scheme(),
+        pace: float = 1.0,
+    ) -> None:
+        """Takes what `FakeQuantization` does, and how fast steps learn.
+
+        Args:
+            code_max: of weight codes.
+            scheme: of the activations.
+            pace: factor of the gradients of steps, and so of their learning rate; 1 is the paper's.
+        """
+        super().__init__(code_max, scheme)
+        self.pace = pace
+
     def attach(self, model: fx.GraphModule) -> None:
         """Starts with steps that fit the weights; activations are uncalibrated, in [0, 1].
 
         Raises:
             UserError: a layer cannot be deployed as integers.
         """
-        kinds = Quantizers(LearnedWeightFakeQuant, LearnedActivationFakeQuant)
-        insert_fake_quants(model, self.code_max, self.scheme, kinds)
+        weight = partial(LearnedWeightFakeQuant, pace=self.pace)
+        activation = partial(LearnedActivationFakeQuant, pace=self.pace)
+        learned = Quantizers(weight, activation)
+        insert_fake_quants(model, self.code_max, self.scheme, learned)
+
+    def describe(self, model: fx.GraphModule) -> dict[str, Any]:
+        """Names the pace, too: later stages train the steps on."""
+        return super().describe(model) | {"pace": self.pace}
+
+    @classmethod
+    def rebuild(cls, description: dict[str, Any]) -> "LearnedSteps":
+        """Returns the constraint of a description; in older ones steps have the paper's pace."""
+        scheme = Scheme(**description.get("scheme", {}))
+        return cls(description["code_max"], scheme, description.get("pace", 1.0))
 
     @torch.no_grad()
     def before_step(self, model: fx.GraphModule, step: int, steps: int, write: Write) -> None:
@@ -146,20 +190,22 @@ class LearnedSteps(FakeQuantization):
 
 class _LearnedRound(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, step: Tensor, scale: Tensor, code_max: int) -> Tensor:
+    def forward(
+        ctx: Any, weight: Tensor, step: Tensor, scale: Tensor, code_max: int, gain: float
+    ) -> Tensor:
         """Computes with the scale, the step in its interval; the gradient is the step's."""
         ratio = weight / scale
         ctx.save_for_backward(ratio)
-        ctx.code_max = code_max
+        ctx.code_max, ctx.gain = code_max, gain
         return ratio.round().clamp_(-code_max, code_max).mul_(scale)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         (ratio,), bound = ctx.saved_tensors, ctx.code_max
         inside = torch.ops.aten.hardtanh_backward(grad, ratio, -bound, bound)
         slopes = grad * ratio.round().clamp_(-bound, bound) - inside * ratio
         grad_step = slopes.sum(tuple(range(1, ratio.ndim)), keepdim=True)
-        return inside, grad_step / math.sqrt(ratio[0].numel() * bound), None, None
+        return inside, grad_step * ctx.gain, None, None, None
 
 
 class _LearnedFakeQuantize(torch.autograd.Function):
@@ -172,23 +218,23 @@ class _LearnedFakeQuantize(torch.autograd.Function):
         zero_point: Tensor,
         rectify: bool,
         rounds: bool,
+        gain: float,
     ) -> Tensor:
         """As `_LearnedRound`."""
         result = quantized(x, scale, code_range(zero_point, rectify), rounds)
         # Both are kept by the layers before and behind: saving them costs no memory.
         ctx.save_for_backward(x, result, scale, zero_point)
-        ctx.rectify = rectify
+        ctx.rectify, ctx.gain = rectify, gain
         return result
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None, None, None]:
         x, result, scale, zero_point = ctx.saved_tensors
         low, high = (bound * scale for bound in code_range(zero_point, ctx.rectify))
         inside = passed(grad, x, low, high)
         # Eq. 3 times s: clipped values are codes -Q_N and Q_P, the others differ by their rounding.
         grad_step = _difference(grad, result, inside, x) / scale
-        gain = 1 / math.sqrt(x[0].numel() * CODE_MAX)
-        return inside, (grad_step * gain).to(scale.dtype), None, None, None, None
+        return inside, (grad_step * ctx.gain).to(scale.dtype), None, None, None, None, None
 
 
 def _first_step(code_max: int, weight: Tensor) -> Tensor:

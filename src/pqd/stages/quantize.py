@@ -23,7 +23,8 @@ from pqd.options import option
 from pqd.stages.base import Context, Digest, Stage
 from pqd.stages.registry import STAGES
 
-QUANTIZERS = {"abs_max": FakeQuantization, "lsq": LearnedSteps}
+_LEARNED = "lsq"
+QUANTIZERS = ("abs_max", _LEARNED)
 _TRIED_ON = 512  # images of the validation split that each layer is tried on, at each width
 
 
@@ -40,7 +41,9 @@ class QuantizeSettings(StageSettings):
     # weight_bits bits, so that the validation loss rises least (see `pqd.constraints.package_size`)
     size_kib: float | None = option(None, above=0, axis="size in KiB", tag="kib")
     # abs_max: scales follow the largest weights and calibrated ranges; lsq: they are trained
-    quantizer: str = option("abs_max", choices=tuple(QUANTIZERS))
+    quantizer: str = option("abs_max", choices=QUANTIZERS)
+    # the learning rate of lsq's steps is so many times that of the weights; 1 in the paper
+    step_lr: float = option(1.0, above=0)
     calibration_batches: int = option(16, low=1)  # before each epoch until ranges are fixed
     freeze_observers: float = option(0.5, low=0, high=1)  # share of epochs; then ranges are fixed
     freeze_batch_norm: float = option(0.75, low=0, high=1)  # likewise batch-norm statistics
@@ -66,7 +69,7 @@ class Quantize(Stage):
         """Plans until when ranges and batch-norm statistics follow the network."""
         super().__init__(context)
         # At least one calibration, however short the stage; learned steps only start from it.
-        learned = self.options.quantizer == "lsq"
+        learned = self.options.quantizer == _LEARNED
         followed = 1 if learned else round(self.options.freeze_observers * context.epochs)
         self.calibrated_epochs = max(1, followed)
         self.batch_norm_epochs = round(self.options.freeze_batch_norm * context.epochs)
@@ -94,10 +97,15 @@ class Quantize(Stage):
     def identity(
         cls, config: Config, keys: Mapping[str, str], digest: Digest | None
     ) -> dict[str, Any]:
-        """Counts what the targets want, not which they are, and the form that a size is kept in."""
+        """Counts what the targets want, not which they are, and the form that a size is kept in.
+
+        The learning rate of steps counts where there are any.
+        """
         found = super().identity(config, keys, digest) | {"scheme": asdict(config.target.scheme())}
         settings = config.of(cls.name)
         assert isinstance(settings, QuantizeSettings)
+        if settings.quantizer != _LEARNED:
+            del found[f"{cls.name}.step_lr"]
         if settings.size_kib is None or config.export == ExportConfig():
             return found  # a key of before forms counted stays
         return found | {"export": asdict(config.export)}
@@ -118,9 +126,12 @@ class Quantize(Stage):
 
     def attach(self, model: fx.GraphModule) -> None:
         """Inserts fake-quantizers of weights and activations."""
-        constraint = QUANTIZERS[self.options.quantizer]
+        code_max = code_max_of(self.options.weight_bits)
         scheme = self.context.config.target.scheme()
-        attach(model, constraint(code_max_of(self.options.weight_bits), scheme))
+        if self.options.quantizer == _LEARNED:
+            attach(model, LearnedSteps(code_max, scheme, self.options.step_lr))
+        else:
+            attach(model, FakeQuantization(code_max, scheme))
         if self.size is not None:
             attach(model, self.size)
 
