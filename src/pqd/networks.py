@@ -85,7 +85,7 @@ def load_network(path: Path, *, quantized: bool = True) -> fx.GraphModule:
     with _naming(folder):
         blueprint = _blueprint(recipe)
         model = blueprint.build()
-        if blueprint.structure not in (None, _structure(model)):
+        if blueprint.structure and blueprint.structure != _structure(model):
             builder = blueprint.backbone.builder
             log.warning("%s: %s builds another network than the one saved", folder, builder)
         constraints.rebuild(model, recipe["constraints"])

@@ -174,8 +174,10 @@ class LearnedSteps(FakeQuantization):
     @classmethod
     def rebuild(cls, description: dict[str, Any]) -> "LearnedSteps":
         """Returns the constraint of a description; in older ones steps have the paper's pace."""
-        scheme = Scheme(**description.get("scheme", {}))
-        return cls(description["code_max"], scheme, description.get("pace", 1.0))
+        found = super().rebuild(description)
+        assert isinstance(found, cls)
+        found.pace = description.get("pace", 1.0)
+        return found
 
     @torch.no_grad()
     def before_step(self, model: fx.GraphModule, step: int, steps: int, write: Write) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from pqd import data, training
+from pqd import data
 from pqd.config import BASELINE, Config, StageSettings
 from pqd.data import Batch
 from pqd.errors import UserError
@@ -16,7 +16,7 @@ from pqd.options import option
 from pqd.stages import teachers
 from pqd.stages.base import Context, Digest, Stage
 from pqd.stages.losses import LOSSES
-from pqd.stages.outside import examine
+from pqd.stages.outside import accuracy, examine
 from pqd.stages.registry import STAGES
 from pqd.stages.teachers import ForeignTeacher, Spec
 
@@ -130,9 +130,8 @@ class Distill(Stage):
         found = {"teacher_accuracy": self.teacher_accuracy}
         if self.specs:
             assert self.teacher is not None
-            context, size = self.context, self.context.config.train.eval_batch_size
-            test = data.eval_batches(context.dataset.test, context.dataset, size, context.device)
-            found["teacher_test_accuracy"] = training.evaluate(self.teacher, test)
+            test = self.context.dataset.test
+            found["teacher_test_accuracy"] = accuracy(self.context, self.teacher, test)
         return found
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
