@@ -2,6 +2,8 @@
 
 import os
 import platform
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -13,6 +15,7 @@ import pytest
 from pqd import measure, runtimes
 from pqd.config import RuntimeConfig
 from pqd.measure import cpu, timings
+from tiny_onnx import int8_network
 
 has_affinity = pytest.mark.skipif(
     not hasattr(os, "sched_setaffinity"), reason="the system has no affinity"
@@ -99,6 +102,39 @@ def test_what_is_started_while_pinned_is_free_afterwards():
             later = pool.submit(threading.get_native_id).result()
             assert os.sched_getaffinity(later) == {cpu.cores()[0]}
         assert os.sched_getaffinity(later) == before
+
+
+MEASURED_FIRST = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from pqd import runtimes
+from pqd.config import RuntimeConfig
+from pqd.measure import cpu, timings
+
+runtime, model, images = runtimes.get(sys.argv[1]), Path(sys.argv[2]), np.zeros((1, 1, 4, 4), "f")
+before = os.sched_getaffinity(0)
+once = RuntimeConfig(min_calls=1, min_seconds=0, blocks=1)
+timings.measure(runtime, {"": model}, 1, images, once)
+for threads in (1, 2):
+    session = runtime.open(model, threads)
+    for call in (lambda: session(images), session.bind(images)):
+        call()
+        assert os.sched_getaffinity(0) == before, (threads, os.sched_getaffinity(0))
+if runtime.name == "openvino":
+    used = session._compile(images.shape).get_property("INFERENCE_NUM_THREADS")
+    assert used == min(2, len(cpu.cores())), used
+"""
+
+
+@has_affinity
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_what_a_runtime_finds_while_pinned_does_not_stay(tmp_path, runtime):
+    pytest.importorskip(runtime)
+    model = int8_network(tmp_path / "model.onnx")
+    command = [sys.executable, "-c", MEASURED_FIRST, runtime, model]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @has_affinity

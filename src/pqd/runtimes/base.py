@@ -123,7 +123,11 @@ class Runtime(ABC):
         """Opens what the runtime runs (see `runs`) on `threads` threads."""
 
     def threads(self, count: int) -> AbstractContextManager[None]:
-        """Returns the block within which sessions of `count` threads are opened and run."""
+        """Returns the block within which sessions of `count` threads are opened and run.
+
+        Enter it before the process is pinned: a runtime may take the cores that it finds when it is
+        first used for all there are.
+        """
         return nullcontext()
 
     def float_compute_nodes(self, model: Any) -> int | None:

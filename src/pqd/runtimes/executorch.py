@@ -85,7 +85,7 @@ class ExecuTorch(Runtime):
 
     @contextmanager
     def threads(self, count: int) -> Iterator[None]:
-        """See `Runtime`: new threads, which run on the CPUs that this one may run on now."""
+        """See `Runtime`: a new pool of threads."""
         _reset(count)
         yield
 

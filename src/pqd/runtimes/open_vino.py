@@ -1,7 +1,8 @@
 """OpenVINO on the CPU."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,17 @@ FLOAT = {"f32", "f16", "bf16"}
 
 @cache
 def _core() -> Any:
-    """Returns the one core of this process, which stays to its end.
+    """Returns the one core of this process, which stays to its end, with its CPU plugin loaded.
 
     A core has signals handled on a stack of its own and frees that as it goes (2026.4): the next
-    Ctrl-C, kill or time limit would be a segmentation fault.
+    Ctrl-C, kill or time limit would be a segmentation fault. The plugin takes the CPUs on which it
+    finds the main thread when it is loaded for all there are.
     """
     import openvino as ov
 
-    return ov.Core()
+    core = ov.Core()
+    core.get_versions("CPU")
+    return core
 
 
 class OpenVinoSession:
@@ -82,6 +86,7 @@ class OpenVinoSession:
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": self._threads,
             "INFERENCE_PRECISION_HINT": "f32",
+            "ENABLE_CPU_PINNING": False,  # `measure.cpu.pinned` does that, and undoes it
         }
         self._model.reshape(list(shape))
         return _core().compile_model(self._model, "CPU", hints | options)
@@ -99,6 +104,12 @@ class OpenVino(Runtime):
     def open(self, model: Path, threads: int) -> OpenVinoSession:
         """See `Runtime`."""
         return OpenVinoSession(model, threads)
+
+    @contextmanager
+    def threads(self, count: int) -> Iterator[None]:
+        """See `Runtime`: the core is there before the process is pinned."""
+        _core()
+        yield
 
     def float_compute_nodes(self, model: Path) -> int:
         """See `Runtime`. Counts convolutions, matrix products and additions.
