@@ -107,6 +107,15 @@ def test_another_programs_result_is_not_replaced(train, tmp_path, content):
         assert place.read_text() == content
 
 
+@pytest.mark.parametrize("refused", ["seed=1", "prune.sparsity=1.5", "dry_run=true"])
+def test_a_refused_command_leaves_the_run_that_is_under_way_as_it_is(train, tmp_path, refused):
+    result.write(tmp_path, result.Result("other", "running", {}, config_hash="of another one"))
+    before = (tmp_path / "result.json").read_bytes()
+    code, error = train(f"hydra.run.dir={tmp_path}", refused)
+    assert (code, error.count("\n")) == (1, 1)
+    assert (tmp_path / "result.json").read_bytes() == before
+
+
 class TestFailure:
     """What a run that fails leaves behind."""
 

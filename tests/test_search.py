@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -144,10 +145,14 @@ class TestStudy:
 
 
 class Trained:
-    """A launcher that makes up what training would give; killed after `lives` jobs."""
+    """A launcher that makes up what training would give; killed after `lives` jobs.
 
-    def __init__(self, hydra, folder, lives=None):
+    The trials numbered `large` do not fit into memory.
+    """
+
+    def __init__(self, hydra, folder, lives=None, large=()):
         self.hydra, self.folder, self.lives, self.jobs = hydra, folder, lives, []
+        self.large = large
 
     def launch(self, job_overrides, initial_job_idx):
         return [self.end(job) for job in job_overrides]
@@ -162,6 +167,9 @@ class Trained:
         accuracy = round(90 - 20 * sparsity**4 - 40 * abs(lr - 0.05), 3)
         made = outcome(settings.order.name, [accuracy] * 3, round(1000 * (1 - sparsity)))
         found = result.started(settings)
+        if int(Path(subdir).name.partition("_")[0]) in self.large:
+            result.write(self.folder / subdir, replace(found, status="failed"))
+            return JobReturn(status=JobStatus.FAILED, _return_value=MemoryError("too large"))
         found.status, found.stages, found.final = "completed", made.stages, made.final
         stage = found.order[0]
         if accuracy < settings.stop_below.get(stage, 0):
@@ -177,10 +185,10 @@ def search(hydra, monkeypatch):
     """Searches in a folder with some of the sweeper's options, killed after `lives` jobs."""
     monkeypatch.setattr(finish, "_jobs", None)
 
-    def run(folder, *arguments, lives=None, **options):
+    def run(folder, *arguments, lives=None, large=(), **options):
         given = [f"hydra.sweep.dir={folder}", "hydra/sweeper=search"]
         options = {"n_trials": 9, "batch": 2, "storage": f"{folder}/study.journal"} | options
-        launcher = Trained(hydra, folder, lives)
+        launcher = Trained(hydra, folder, lives, large)
         made = sweeper(hydra, "pqd_search.SearchSweeper", launcher, *given, **options)
         objectives = "objectives=[validation_accuracy,package_bytes]"
         try:
@@ -214,6 +222,16 @@ def test_a_search_that_is_killed_again_and_again_ends_as_if_it_had_not_been(sear
     assert again.folders == whole.folders
     more = search(tmp_path / "whole", margin=1.0, n_trials=11)
     assert len(more.jobs) == 2
+
+
+@pytest.mark.parametrize(("batch", "starts"), [(2, 1), (1, 2)])
+def test_a_search_gets_past_a_trial_that_raises(search, tmp_path, batch, starts):
+    for _ in range(starts):  # of a whole batch that failed, what is wrong may be something else
+        with pytest.raises(MemoryError, match="too large"):
+            search(tmp_path, batch=batch, large=[2], n_trials=5)
+    search(tmp_path, batch=batch, large=[2], n_trials=5)
+    statuses = [record["status"] for record in small_sweeps.figures(tmp_path).values()]
+    assert sorted(statuses) == ["completed"] * 4 + ["failed"]
 
 
 def test_all_its_trials_share_one_frontier_of_the_report(search, tmp_path):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 
-from hydra_plugins.pqd_waves import Planned, WaveSweeper
+from hydra_plugins.pqd_waves import Planned, WaveSweeper, reraise
 from pqd import result
 from pqd.config import RuntimeConfig
 from pqd.errors import UserError
@@ -100,19 +100,23 @@ class SearchSweeper(WaveSweeper):
         results: list[Sequence[JobReturn]] = []
         while asked := study.ask(search.batch, search.n_trials):
             jobs = [self._job(study, trial, fixed) for trial in asked]
+            tried = {trial.number for trial in asked if study.noted(trial.number)}
             for trial, job in zip(asked, jobs, strict=True):
                 study.note(trial.number, run_hash(job.settings), job.subfolder)
             self.earlier = [self.folder / name for name in study.ended.values()]
             done, _ = self.run(jobs)  # what died is told of, and the search goes on
             results += done
             outcomes = [_result(self.folder / job.subfolder) for job in jobs]
-            if not any(found and found.status in ("completed", "stopped") for found in outcomes):
+            well = any(found and found.status in ("completed", "stopped") for found in outcomes)
+            for trial, outcome in zip(asked, outcomes, strict=True):
+                if well or trial.number in tried:
+                    study.tell(trial.number, outcome)
+            reraise(done)  # given again, the command goes on with other trials
+            if not well:
                 raise UserError(
                     "no trial of the last batch completed, so the search stops; the same command "
-                    "tries them again"
+                    "tries each of them once more"
                 )
-            for trial, outcome in zip(asked, outcomes, strict=True):
-                study.tell(trial.number, outcome)
         folders = [self.folder / name for name in study.ended.values()]
         announce(folders)  # all that there are, also where nothing was left to do
         found = {n: _result(self.folder / name) for n, name in study.ended.items()}

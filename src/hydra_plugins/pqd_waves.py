@@ -69,6 +69,7 @@ class WaveSweeper(BasicSweeper):
         check_swept(overrides, self.loader)
         [jobs] = self.split_arguments(overrides, max_batch_size=None)
         results, died = self.run([self.plan(job, _swept(overrides, job)) for job in jobs])
+        reraise(results)
         if died:  # an error even if all folders hold results, from an earlier start
             raise UserError("a job died; the same command goes on from where it was")
         return results
@@ -116,11 +117,11 @@ class WaveSweeper(BasicSweeper):
             jobs: those without a number are numbered as they are launched.
 
         Returns:
-            Their results, wave by wave, and whether one of them died and left none.
+            Their results, wave by wave, and whether one of them died and left none. What a job
+            raised is raised by `reraise`.
 
         Raises:
             UserError: a job's folder is another's, or cannot be written; or none could be launched.
-            Exception: the first that a job raised, once all jobs have ended.
         """
         assert self.config is not None
         settings = [job.settings for job in jobs]
@@ -164,8 +165,6 @@ class WaveSweeper(BasicSweeper):
                 log.debug("", exc_info=True)
                 died = True
             first += len(wave)
-        for result in chain.from_iterable(results):
-            _ = result.return_value  # raises what the job raised
         return results, died
 
     def total(self, jobs: int) -> int:
@@ -214,6 +213,12 @@ class Planned:
         given = {"suffix": self.settings.suffix, "hydra.sweep.subdir": self.subfolder}
         quoted = {k: QuotedString(v, Quote.single).with_quotes() for k, v in given.items()}
         return [*self.overrides, *(f"{k}={v}" for k, v in quoted.items() if given[k])]
+
+
+def reraise(results: Sequence[Sequence[JobReturn]]) -> None:
+    """Raises the first exception that one of the jobs raised, if any did."""
+    for result in chain.from_iterable(results):
+        _ = result.return_value
 
 
 def check_swept(overrides: list[Override], loader: ConfigLoader) -> None:

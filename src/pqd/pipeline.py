@@ -5,6 +5,7 @@ from one to the next as the files of that entry. What is there already is not do
 """
 
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -48,8 +49,10 @@ def run(config: Config, folder: Path) -> Result:
     found = result.started(config)
     result.write(folder, found)  # what a run that dies leaves
     start = time.monotonic()
-    with tracking.start(config, folder, found.name) as tracker:
+    with ExitStack() as stack:
+        tracker = None
         try:
+            tracker = stack.enter_context(tracking.start(config, folder, found.name))
             _Run(config, folder, found, tracker).complete()
             found.status = "completed"
         except _Stopped as reason:
@@ -67,7 +70,8 @@ def run(config: Config, folder: Path) -> Result:
             found.provenance.seconds = round(time.monotonic() - start, 2)
             result.write(folder, found)
             shown = (folder / name for name in (artifact.MODEL, artifact.PACKAGE, result.FILE))
-            tracker.finish(found, [path for path in shown if path.exists()])
+            if tracker:
+                tracker.finish(found, [path for path in shown if path.exists()])
     show(stage_table(found))
     if found.status == "completed":
         for line in ending(found, folder, tracker.told):

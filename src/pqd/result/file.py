@@ -1,6 +1,7 @@
 """Reads and writes `result.json` and `bench-*.json`."""
 
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
@@ -37,8 +38,21 @@ def now() -> str:
 
 
 def write(folder: Path, result: Result) -> None:
-    """Writes the `result.json` of a folder, replacing the one that is there."""
-    files.write_json(folder / FILE, asdict(result))
+    """Writes the `result.json` of a folder, replacing the one that is there.
+
+    Raises:
+        OSError: it cannot be written. The one that is there then says that the run failed, if it
+            said that it was running.
+    """
+    try:
+        files.write_json(folder / FILE, asdict(result))
+    except OSError:
+        if result.status != "running":  # a word in place of one as long needs no space
+            with suppress(OSError, ValueError), (folder / FILE).open("r+b") as file:
+                content = file.read()
+                file.seek(content.index(b'"status": "running",'))
+                file.write(b'"status": "failed" ,')
+        raise
 
 
 def read(folder: Path) -> Result:

@@ -154,6 +154,10 @@ class Study:
         trial.set_user_attr(RUN, run)
         trial.set_user_attr(FOLDER, folder)
 
+    def noted(self, number: int) -> bool:
+        """Whether a trial has been noted, by an earlier start: it was killed, or its batch failed."""
+        return RUN in self.trials[number].user_attrs
+
     def tell(self, number: int, result: Result | None) -> None:
         """Notes what came of a trial; None is one that died."""
         trial = self._handle(number)

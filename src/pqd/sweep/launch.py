@@ -6,7 +6,6 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,23 +103,14 @@ def job(cfg: DictConfig) -> Iterator[None]:
 
 
 def _record(folder: Path, cfg: DictConfig, line: str) -> None:
-    """Writes down why a job failed, where the run could not: not started, or no space left."""
-    try:
-        found = result.read(folder)
-    except FileNotFoundError:
-        config = OmegaConf.to_container(cfg)
-        assert isinstance(config, dict)
-        found = Result(folder.name, "running", {str(key): value for key, value in config.items()})
-    except (OSError, ValueError):
-        return  # another program's
-    if found.status == "running":
-        try:
-            result.write(folder, replace(found, status="failed", reason=line))
-        except OSError:  # the disk is full: a word in place of one as long needs no space
-            with suppress(OSError), (folder / result.FILE).open("r+b") as file:
-                content = file.read()
-                file.seek(content.index(b'"status": "running",'))
-                file.write(b'"status": "failed" ,')
+    """Writes down why a job was refused before it started; later on the run does that itself."""
+    if (folder / result.FILE).exists():  # an earlier run's, or another one's that is under way
+        return
+    config = OmegaConf.to_container(cfg)
+    assert isinstance(config, dict)
+    given = {str(key): value for key, value in config.items()}
+    with suppress(OSError):
+        result.write(folder, Result(folder.name, "failed", given, reason=line))
 
 
 def _check_flags(arguments: list[str]) -> None:
