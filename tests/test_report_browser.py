@@ -107,6 +107,17 @@ def test_a_click_on_a_header_sorts(page, reports):
     assert sorted(orders(page)) == sorted(before)
 
 
+def test_cells_sort_by_what_they_say(page, reports):
+    page.open(reports / "study" / "report.html", 1440)
+    page.run(READY)
+    ascending = ["−0.50", "< 0.001", "0.001", "0.906 to 0.999", "432", "2,304", "36,864 of 40,000"]
+    ascending += ["78.0 k", "41.2 M", "1.20 G", "–"]
+    cells = "[...document.querySelector('.orders tbody').rows].map((row) => row.cells[1])"
+    page.run(f"{cells}.forEach((cell, i) => cell.innerText = {ascending[::-1]}[i])")
+    page.run("document.querySelectorAll('.orders th')[1].click()")
+    assert page.run(f"{cells}.map((cell) => cell.innerText)") == ascending
+
+
 def test_size_and_latency_are_on_the_screen_of_a_phone(page, reports):
     page.open(reports / "study" / "report.html", 400)
     page.run(READY)

@@ -156,3 +156,68 @@ def test_wandb_gets_the_points_of_a_search(folder, tmp_path):
     sized = [row for row in rows if row["unit"] == "bytes" and row["order"] != "dense"]
     assert len(sized) == 20
     assert all(row["prune.lr"] for row in sized)
+
+
+def test_the_latest_limits_hold_for_all_trials(trials, tmp_path):
+    sizes = sorted(run.final.sizes["package"] for run in trials)
+    limits = [{}, {"package_bytes": sizes[0]}, {"package_bytes": sizes[9]}]
+    for number, run in enumerate(trials):
+        run.config["limits"] = limits[number * 3 // len(trials)]
+        run.provenance.started = f"2026-03-01T08:{number:02d}:00+00:00"
+        write(tmp_path, run)
+    (search,) = view(load([tmp_path])).searches
+    inside = [run for run in trials if run.final.sizes["package"] <= sizes[9]]
+    best = max(run.stages[-1].validation_accuracy for run in inside)
+    assert max(t.validation for t in search.chosen) == best
+    assert all(t.run.final.sizes["package"] <= sizes[9] for t in search.chosen)
+
+
+def test_other_objectives_are_another_search(trials, tmp_path):
+    for number, run in enumerate(trials):
+        run.config["objectives"] = OBJECTIVES[: 1 + number % 2]
+        write(tmp_path, run)
+    found = view(load([tmp_path])).searches
+    assert [len(search.trials) for search in found] == [10, 10]
+    assert {tuple(search.objectives) for search in found} == {
+        ("validation accuracy",),
+        ("validation accuracy", "latency"),
+    }
+
+
+@pytest.fixture
+def of_groups(tmp_path):
+    """A search over a config group, an axis and a setting that one's own network takes."""
+    for number, (loss, weight) in enumerate((("hinton", 0.9), ("dkd", 0.5), ("dkd", 0.5))):
+        run = result("pqd", sparsity=0.5 + number / 10)
+        run.config["distill"] |= {"loss": loss, "alpha": weight}
+        run.config["backbone"]["kwargs"] = {"width": number % 2}
+        run.config["searched"] = ["distill", "prune.sparsity", "+backbone.kwargs.width"]
+        run.config["objectives"] = OBJECTIVES
+        run.name = f"trial_{number}"
+        write(tmp_path, run)
+    return view(load([tmp_path]))
+
+
+def test_of_a_config_group_the_settings_are_shown_that_differ(of_groups):
+    (search,) = of_groups.searches
+    assert search.keys == ["distill.loss", "prune.sparsity", "backbone.kwargs.width"]
+    assert {tuple(map(t.setting, search.keys)) for t in search.trials} == {
+        ("hinton", "0.5", "0"),
+        ("dkd", "0.6", "1"),
+        ("dkd", "0.7", "0"),
+    }
+
+
+def test_wandb_gets_them_too(of_groups, tmp_path):
+    pytest.importorskip("wandb")
+    run = Logged()
+    record_sweep(run, tmp_path / "empty", of_groups)
+    table = run.logged["frontier"]
+    names = ("distill.loss", "sparsity", "backbone.kwargs.width")
+    columns = [table.columns.index(name) for name in names]
+    assert {tuple(row[i] for i in columns) for row in table.data} == {
+        ("hinton", 0.5, 0.0),
+        ("dkd", 0.6, 1.0),
+        ("dkd", 0.7, 0.0),
+        (None, None, None),
+    }

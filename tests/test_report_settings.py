@@ -150,3 +150,16 @@ def test_pages_show_it_where_something_was_swept(folder, tmp_path):
     write(tmp_path / "plain", result("pqd"))
     build([tmp_path / "plain"], tmp_path / "other", figures=False)
     assert "## Setting" not in (tmp_path / "other/report.md").read_text()
+
+
+def test_an_order_without_the_settings_stage_is_not_compared_with_itself(tmp_path):
+    for seed in range(3):
+        write(tmp_path, result("none", seed))
+        for bits in (8, 4) if seed else (8,):
+            data = result("q", seed, accuracy=80.0 + bits)
+            data.config["quantize"]["weight_bits"] = bits
+            data.name += f"_{bits}"
+            write(tmp_path, data)
+    (found,) = view(load([tmp_path])).settings
+    assert (found.key, found.order) == ("quantize.weight_bits", "q")
+    assert [(c.value, c.difference.mean, c.difference.n) for c in found.changes] == [("4", -4, 2)]

@@ -129,7 +129,8 @@ def _run(
             measured.append(read_as(Bench, path))
         except (OSError, ValueError) as error:
             problems.append(_problem(path, error))
-    searched = [key for key in result.config.get("searched", []) if is_number(deciding.get(key))]
+    given = (key.lstrip("+") for key in result.config.get("searched", []))
+    searched = [key for key in given if is_number(deciding.get(key))]
     shown = {k for k in deciding if options(k).axis} | set(searched)
     axes = {k: float(v) for k, v in deciding.items() if k in shown and v != str(None)}
     return Run(

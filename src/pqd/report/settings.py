@@ -3,6 +3,8 @@
 from collections import defaultdict
 from dataclasses import dataclass
 
+from pqd.config import BASELINE
+from pqd.identity import owner
 from pqd.report.cases import REFERENCE, Case, axis
 from pqd.report.load import default_of
 from pqd.report.paired import Paired, corrected
@@ -30,14 +32,26 @@ class Setting:
 def settings(cases: list[Case]) -> list[Setting]:
     """Compares the values of every swept setting that is no axis with its default.
 
-    Where the default was not run, the first value stands for it. Of several orders the reference
-    order is shown, or else that with the most runs.
+    Where the default was not run, the first value stands for it. Of several orders that have the
+    setting's stage the reference order is shown, or else that with the most runs.
     """
-    runs = [run.order for case in cases for run in case.runs]
-    order = REFERENCE if REFERENCE in runs else max(runs, key=runs.count, default="")
     keys = dict.fromkeys(key for case in cases for key in case.variant)
-    found = [Setting(key, order, _changes(key, order, cases)) for key in keys]
+    found = [
+        Setting(key, order, _changes(key, order, cases))
+        for key in keys
+        for order in [_shown(key, cases)]
+    ]
     return [setting for setting in found if setting.changes]
+
+
+def _shown(key: str, cases: list[Case]) -> str:
+    runs = [
+        run.order
+        for case in cases
+        for run in case.runs
+        if owner(key) in (None, BASELINE, *run.stages)  # else it is in the case of every value
+    ]
+    return REFERENCE if REFERENCE in runs else max(runs, key=runs.count, default="")
 
 
 def _changes(key: str, order: str, cases: list[Case]) -> list[Change]:

@@ -1,6 +1,7 @@
 """The trials of a search: each is a case of its own, so nothing is averaged or compared."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from pqd.objectives import OBJECTIVES, excess, values
@@ -9,6 +10,7 @@ from pqd.report.cases import Case, cases
 from pqd.report.frontier import Frontier, frontiers
 from pqd.report.load import Run
 from pqd.report.summary import Condition, Key, Row, rows
+from pqd.report.swept import followers, variants
 from pqd.result import Result
 
 
@@ -29,11 +31,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class Search:
-    """The trials of one backbone and data set."""
+    """The trials of one backbone, data set and list of objectives."""
 
     label: str
     objectives: list[str]  # what the search went by, in words
-    limited: bool  # whether an objective had a limit
+    limited: bool  # whether an objective has a limit
     keys: list[str]  # the settings searched, but for the order
     dense: Row  # the baseline of the first trial
     trials: list[Trial]  # those chosen first, the most accurate first
@@ -67,7 +69,7 @@ def split(runs: list[Run]) -> tuple[list[Run], list[Run]]:
 def searches(
     runs: list[Run], unfinished: list[Result], where: list[Condition]
 ) -> tuple[list[Search], list[Result]]:
-    """Groups trials by backbone and data set.
+    """Groups trials by backbone, data set and objectives.
 
     Args:
         runs: completed and distinct trials.
@@ -77,21 +79,28 @@ def searches(
     Returns:
         The searches, and the unfinished runs that none of them has stopped.
     """
-    alike: dict[tuple[str, str], list[Run]] = {}
+    alike: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
-        alike.setdefault((run.backbone, run.dataset), []).append(run)
-    stopped: dict[tuple[str, str], list[Result]] = {label: [] for label in alike}
+        alike.setdefault(_group(run.result), []).append(run)
+    stopped: dict[tuple[str, ...], list[Result]] = {label: [] for label in alike}
     others: list[Result] = []
     for result in unfinished:
-        names = (result.config.get(group, {}).get("name", "") for group in ("backbone", "dataset"))
         by_search = result.status == "stopped" and result.config.get("searched")
-        (stopped.get(tuple(names), others) if by_search else others).append(result)
+        (stopped.get(_group(result), others) if by_search else others).append(result)
     return [_search(trials, stopped[label], where) for label, trials in alike.items()], others
+
+
+def _group(result: Result) -> tuple[str, ...]:
+    config = result.config
+    names = (str(config.get(group, {}).get("name", "")) for group in ("backbone", "dataset"))
+    return *names, *config.get("objectives", [])
 
 
 def _search(runs: list[Run], stopped: list[Result], where: list[Condition]) -> Search:
     names = [n for n in runs[0].result.config.get("objectives", []) if n in OBJECTIVES]
-    best = _undominated(runs, names)
+    # They may change where a search goes on, and then hold for its earlier trials, too.
+    limits = max(runs, key=lambda run: run.started).result.config.get("limits", {})
+    best = _undominated(runs, names, limits)
     alone = [
         (case, [replace(row, trial=number) for row in rows(case)])
         for number, case in enumerate(_alone(runs), start=1)
@@ -106,19 +115,38 @@ def _search(runs: list[Run], stopped: list[Result], where: list[Condition]) -> S
         for case, table in alone
     ]
     trials.sort(key=lambda t: (not t.chosen, -(t.validation or 0.0)))
-    searched = dict.fromkeys(key for run in runs for key in run.result.config["searched"])
     kept = {trial.row.key for trial in trials if trial.chosen}
     drawn = frontiers([case for case, _ in alone], [table for _, table in alone], where)
     return Search(
         label=f"{runs[0].backbone} · {runs[0].dataset}",
         objectives=[OBJECTIVES[name].title for name in names],
-        limited=any(run.result.config.get("limits") for run in runs),
-        keys=[key for key in searched if not key.startswith("order")],
+        limited=bool(limits),
+        keys=_keys(runs),
         dense=alone[0][1][0],
         trials=trials,
         stopped=stopped,
         frontiers=[_marked(frontier, kept) for frontier in drawn],
     )
+
+
+def _keys(runs: list[Run]) -> list[str]:
+    """Returns the settings searched, but for the order; of a config group those that differ."""
+    given = (key.lstrip("+") for run in runs for key in run.result.config["searched"])
+    found: list[str] = []
+    for key in dict.fromkeys(given):
+        if any(key in run.axes or key in run.outcome for run in runs):
+            found.append(key)
+            continue
+        own = [
+            (run, {k: v for k, v in of.items() if k.startswith(f"{key}.")})
+            for run, of in variants(runs)
+        ]
+        differing = dict.fromkeys(k for _, of in own for k in of)
+        along = followers(own)
+        found += [k for k in differing if k not in along]
+        axes = {pair for run in runs for pair in run.axes.items() if pair[0].startswith(f"{key}.")}
+        found += [k for k, n in Counter(k for k, _ in sorted(axes)).items() if n > 1]
+    return list(dict.fromkeys(found))
 
 
 def _alone(runs: list[Run]) -> Iterator[Case]:
@@ -127,13 +155,13 @@ def _alone(runs: list[Run]) -> Iterator[Case]:
         yield from cases([run])
 
 
-def _undominated(runs: list[Run], objectives: list[str]) -> set[int]:
-    """Returns the ids of runs within their limits that no other equals or betters in everything."""
+def _undominated(runs: list[Run], objectives: list[str], limits: Mapping[str, float]) -> set[int]:
+    """Returns the ids of runs within the limits that no other equals or betters in everything."""
     signs = [-1 if OBJECTIVES[name].maximise else 1 for name in objectives]
     costs = {
         id(run): tuple(sign * value for sign, value in zip(signs, found, strict=True))
         for run in runs
-        if (found := values(run.result, objectives)) and _inside(run, objectives, found)
+        if (found := values(run.result, objectives)) and _inside(objectives, found, limits)
     }
     return {
         run
@@ -145,8 +173,7 @@ def _undominated(runs: list[Run], objectives: list[str]) -> set[int]:
     }
 
 
-def _inside(run: Run, objectives: list[str], found: list[float]) -> bool:
-    limits = run.result.config.get("limits", {})
+def _inside(objectives: list[str], found: list[float], limits: Mapping[str, float]) -> bool:
     by_name = dict(zip(objectives, found, strict=True))
     return all(excess(name, by_name[name], limit) <= 0 for name, limit in limits.items())
 

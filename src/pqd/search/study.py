@@ -155,7 +155,7 @@ class Study:
         trial.set_user_attr(FOLDER, folder)
 
     def noted(self, number: int) -> bool:
-        """Whether a trial has been noted, by an earlier start: it was killed, or its batch failed."""
+        """Whether an earlier start has noted a trial: it was killed then, or its batch failed."""
         return RUN in self.trials[number].user_attrs
 
     def tell(self, number: int, result: Result | None) -> None:

@@ -15,6 +15,7 @@ from pqd.tracking.media import record_layers
 if TYPE_CHECKING:
     import wandb
 
+    from pqd.report.summary import Key
     from pqd.report.view import Report
 
 
@@ -151,22 +152,28 @@ def record_sweep(run: "wandb.Run", sweep_dir: Path, report: "Report") -> None:
         for key, _, given in options.leaves(stage.settings_class()())
         if given.axis
     }
-    drawn = [(family.label, family.frontiers) for family in report.families]
+    none: dict[Key, dict[str, str]] = {}
+    drawn = [(family.label, family.frontiers, none) for family in report.families]
     for search in report.searches:
-        drawn.append((f"{search.label} · search", search.frontiers))
+        words = {
+            t.row.key: {k: v for k, v in t.run.outcome.items() if v != str(None)}
+            for t in search.trials
+        }
+        drawn.append((f"{search.label} · search", search.frontiers, words))
         axes |= {key: key for key in search.keys if key not in axes}
     columns = ["case", "order", *axes.values(), "cost", "unit", "measured_in", "accuracy"]
     columns += ["accuracy_low", "accuracy_high", "runs", "dominated"]
     table = wandb.Table(columns=list(columns))
     plots: dict[str, go.Figure] = {}
-    for label, frontiers in drawn:
+    for label, frontiers, words in drawn:
         for frontier in frontiers:
             where = frontier.condition
             unit = "bytes" if where is None else "ms"
             place = "" if where is None else f"{runtime(where.runtime)}, {setup(where)}"
             for point in frontier.points:
                 mean = point.accuracy
-                at = [dict(point.axes).get(key) for key in axes]
+                settings = words.get(point.key, {}) | dict(point.axes)
+                at = [settings.get(key) for key in axes]
                 row = (label, point.order, *at, point.cost, unit, place)
                 table.add_data(*row, mean.mean, mean.low, mean.high, mean.n, point.dominated)
             figure = go.Figure(figures.frontier(frontier, report.looks))

@@ -138,10 +138,11 @@ for (const chip of document.querySelectorAll("button.chip"))
   });
 /* A click on the header of a column sorts by it, another one the other way round. */
 const order = new Intl.Collator("en", { numeric: true });
-const units = { B: 1, KiB: 2 ** 10, MiB: 2 ** 20, s: 1, min: 60, h: 3600 };
+const units = { B: 1, KiB: 2 ** 10, MiB: 2 ** 20, s: 1, min: 60, h: 3600, k: 1e3, M: 1e6, G: 1e9 };
 function key(cell) {
-  const [, number, unit] = cell.innerText.replace("−", "-").match(/^([-+]?[\d.]+)[^\s\w]*\s?(\w*)/) ?? [];
-  return number === undefined ? null : Number(number) * (units[unit] ?? 1);
+  const text = cell.innerText.replace("−", "-").replace(/(\d),(?=\d{3})/g, "$1");
+  const [, less, number, unit] = text.match(/^(< )?([-+]?[\d.]+)[^\s\w]*\s?(\w*)/) ?? [];
+  return number === undefined ? null : Number(number) * (units[unit] ?? 1) - (less ? 1e-9 : 0);
 }
 function compare(a, b) {
   const [x, y] = [key(a), key(b)];
