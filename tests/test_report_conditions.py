@@ -220,6 +220,23 @@ def test_orders_of_one_shape_are_not_ranked_by_latency(tmp_path):
     assert view(load([tmp_path])).families[0].frontiers[1].shared == []
 
 
+def test_quantizers_for_another_engine_are_another_graph(tmp_path):
+    for target, ms in {"onnxruntime": 1.0, "openvino": 2.0}.items():
+        for seed in range(2):
+            data = result("q", seed, runtimes=("onnxruntime",), threads=(1,))
+            data.config["target"] = {"names": [target]}
+            data.name += target
+            for row in data.final.latency:
+                row.p50_ms = ms + seed
+            write(tmp_path, data)
+    frontier = view(load([tmp_path])).families[0].frontiers[1]
+    assert frontier.shared == []
+    assert {p.order: p.cost for p in frontier.points if p.order != "dense"} == {
+        "target=onnxruntime": 1.5,
+        "target=openvino": 2.5,
+    }
+
+
 # --- per order
 
 

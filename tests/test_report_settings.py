@@ -163,3 +163,23 @@ def test_an_order_without_the_settings_stage_is_not_compared_with_itself(tmp_pat
     (found,) = view(load([tmp_path])).settings
     assert (found.key, found.order) == ("quantize.weight_bits", "q")
     assert [(c.value, c.difference.mean, c.difference.n) for c in found.changes] == [("4", -4, 2)]
+
+
+def test_what_changes_the_baseline_makes_cases_with_a_dense_network_each(tmp_path):
+    for seed in range(2):
+        for epochs, dense in ((12, 80.0), (40, 90.0)):
+            data = result("pqd", seed, accuracy=dense - 1 + seed, dense_accuracy=dense + seed)
+            data.config["baseline"]["epochs"] = epochs
+            data.name += f"_{epochs}"
+            write(tmp_path, data)
+    report = view(load([tmp_path]))
+    shown = {v.case.variant["baseline.epochs"]: v.rows for v in report.cases}
+    assert {value: rows[0].accuracy.mean for value, rows in shown.items()} == {
+        "12": 80.5,
+        "40": 90.5,
+    }
+    assert {rows[1].change.mean for rows in shown.values()} == {-1.0}
+    (setting,) = report.settings
+    assert [(c.value, c.reference, c.difference.mean) for c in setting.changes] == [
+        ("40", "12", 10.0)
+    ]

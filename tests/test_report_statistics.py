@@ -233,7 +233,8 @@ def test_repetitions_of_a_seed_are_one_pair(tmp_path):
     (c,) = report.comparisons
     assert (c.difference.n, c.difference.mean) == (2, pytest.approx(1.0))
     (case,) = report.cases
-    assert [row.accuracy.n for row in case.rows[1:]] == [2, 2]
+    assert [row.accuracy.n for row in case.rows] == [2, 2, 2]  # the dense network's, too
+    assert {volume.n for volume in report.families[0].frontiers[0].volumes.values()} == {2}
 
 
 def test_an_order_that_lacks_a_setting_has_no_hypervolume(tmp_path):

@@ -161,3 +161,8 @@ def owner(key: str) -> str | None:
     """Returns the stage whose setting this is, None if all stages share it."""
     group = key.partition(".")[0]
     return group if group in STAGES else None
+
+
+def of_baseline(key: str) -> bool:
+    """Tells whether a setting decides what the baseline is, and so all that comes after it."""
+    return owner(key) in (None, BASELINE) and not key.startswith(("order.", "target."))

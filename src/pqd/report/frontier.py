@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pqd.report.cases import FULL, Case, sort_orders
 from pqd.report.load import Run
-from pqd.report.statistics import Estimate, dominated, estimate, hypervolume
+from pqd.report.statistics import Estimate, dominated, estimate, hypervolume, mean_by
 from pqd.report.summary import Axes, Condition, Key, Row, Shape
 from pqd.result import DENSE
 
@@ -178,20 +178,21 @@ def _volumes(
     reference: tuple[float, float],
     shapes: dict[Key, tuple[Shape, float]],
 ) -> list[float]:
-    """One hypervolume per repetition, of those for which every point of the order was measured."""
-    found: dict[tuple[str, ...], dict[Axes, tuple[float, float]]] = defaultdict(dict)
+    """One hypervolume per seed, of repetitions for which every point of the order was measured."""
+    found: dict[tuple[int, tuple[str, ...]], dict[Axes, tuple[float, float]]] = defaultdict(dict)
     for case in family:
         for run in case.of(order):
             axes = tuple(run.axes.items())
             if cost := _run_cost(run, condition):
                 _, cost = shapes.get((order, axes, 0), ((), cost))
-                found[run.repetition][axes] = cost, run.accuracy
+                found[run.seed, run.repetition][axes] = cost, run.accuracy
     most = max((len(points) for points in found.values()), default=0)
-    return [
-        hypervolume([c for c, _ in points.values()], [a for _, a in points.values()], *reference)
-        for points in found.values()
+    by_seed = mean_by(
+        (seed, hypervolume(*map(list, zip(*points.values(), strict=True)), *reference))
+        for (seed, _), points in found.items()
         if len(points) == most
-    ]
+    )
+    return list(by_seed.values())
 
 
 def _run_cost(run: Run, condition: Condition | None) -> float | None:

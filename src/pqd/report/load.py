@@ -37,6 +37,7 @@ class Run:
     seed: int
     axes: dict[str, float]  # what reports show as an axis, e.g. prune.sparsity, by dotted key
     outcome: dict[str, str]  # all else that decides the outcome
+    target: tuple[str, ...]  # what decides the graph of the INT8 file
     repetition: tuple[str, ...]  # settings that tell the repetitions of one experiment apart
     measurements: list[Bench]  # one per machine, see `by_machine`
 
@@ -144,6 +145,7 @@ def _run(
         seed=int(settings["seed"]),
         axes=axes,
         outcome={k: v for k, v in deciding.items() if k not in axes} | _measured_in(result),
+        target=tuple(v for k, v in settings.items() if k.startswith(("target.", "export."))),
         repetition=tuple(v for k, v in counted.items() if options(k).decides is Decides.REPEAT),
         measurements=by_machine(measured),
     )

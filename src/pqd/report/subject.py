@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 
-from pqd.identity import option_at
+from pqd.identity import of_baseline, option_at
 from pqd.options import Decides
 from pqd.report.cases import REFERENCE
 from pqd.report.load import Run, default_of
@@ -32,8 +32,9 @@ def compared(runs: list[Run], *, alone: bool = True) -> tuple[Subject, list[Run]
     """Finds what to compare.
 
     Where all runs have one order, of which settings were swept, `order` of a run becomes these
-    settings, such as `loss=dkd`. They are compared with the defaults, or else with the first. Files
-    and axes are not among them: other images are another test, and axes are drawn as such.
+    settings, such as `loss=dkd`. They are compared with the defaults, or else with the first. Not
+    among them are files and settings of the baseline, as what has another dense network is another
+    case, and axes, which are drawn as such.
 
     Args:
         runs: distinct ones, none of them a trial of a search.
@@ -52,7 +53,7 @@ def compared(runs: list[Run], *, alone: bool = True) -> tuple[Subject, list[Run]
         key
         for key in dict.fromkeys(key for _, variant in found for key in variant)
         for known in [option_at(key)]
-        if known.decides is Decides.OUTCOME and not (known.digest or known.axis)
+        if known.decides is Decides.OUTCOME and not (known.digest or known.axis or of_baseline(key))
     ]
     leading = [key for key in swept if key not in leader_of]
     if not alone or len(orders) != 1 or not leading:

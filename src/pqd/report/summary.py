@@ -12,6 +12,7 @@ from pqd.result import DENSE, FP32, INT8, PRUNED, Bench, Latency
 Axes = tuple[tuple[str, float], ...]  # settings that are axes, by dotted key
 Key = tuple[str, Axes, int]  # order, axes, trial: what is one point of a frontier
 Shape = tuple[object, ...]
+Measured = tuple[Latency, float | None, tuple[str, ...]]  # accuracy in %, and `Run.target`
 
 
 @dataclass(frozen=True, order=True)
@@ -42,7 +43,7 @@ class Timing:
     noisy: int  # runs whose measurement was too noisy
     slower: int  # runs where it was slower than the dense model
     accuracy: Estimate | None  # % of the test split in this runtime
-    shape: Shape | None  # equal for equal MACs and graphs; None where not recorded
+    shape: Shape | None  # equal for equal MACs, graphs and exports; None where not recorded
 
 
 @dataclass(frozen=True)
@@ -128,8 +129,7 @@ def _row(order: str, runs: list[Run]) -> Row:
 
 
 def _dense(runs: list[Run]) -> Row:
-    # Runs of one repetition share their baseline.
-    values = list({run.repetition: run.final.dense_accuracy for run in runs}.values())
+    values = _of_baselines(runs, "dense_accuracy")
     sizes = _row(DENSE, runs).sizes
     return Row(
         order=DENSE,
@@ -145,41 +145,50 @@ def _dense(runs: list[Run]) -> Row:
 
 
 def _balanced(runs: list[Run], key: str) -> Estimate | None:
-    values = {run.repetition: getattr(run.final, key) for run in runs}.values()
     uneven = any(run.final.uneven for run in runs)
-    return estimate([value for value in values if value is not None]) if uneven else None
+    return estimate(_of_baselines(runs, key)) if uneven else None
+
+
+def _of_baselines(runs: list[Run], key: str) -> list[float]:
+    """A figure that runs of one repetition share, averaged by seed."""
+    found = {run.repetition: (run.seed, getattr(run.final, key)) for run in runs}
+    return list(
+        mean_by((seed, value) for seed, value in found.values() if value is not None).values()
+    )
 
 
 def _timings(runs: list[Run], *, dense: bool) -> list[Timing]:
-    found: dict[tuple[Condition, str], list[tuple[Latency, float | None]]] = defaultdict(list)
+    found: dict[tuple[Condition, str], list[Measured]] = defaultdict(list)
     for run in runs:
         for m in run.measurements:
             for row in m.latency:
                 if (row.model == DENSE) == dense:
                     accuracy = m.accuracy_by_runtime.get(row.runtime) if row.deployed else None
-                    found[Condition.of(m, row), row.model].append((row, accuracy))
+                    found[Condition.of(m, row), row.model].append((row, accuracy, run.target))
     return [_timing(*key, measured) for key, measured in sorted(found.items())]
 
 
-def _timing(
-    condition: Condition, model: str, measured: list[tuple[Latency, float | None]]
-) -> Timing:
+def _timing(condition: Condition, model: str, measured: list[Measured]) -> Timing:
     def over(key: str) -> Estimate | None:
-        values = (getattr(row, key) for row, _ in measured)
+        values = (getattr(row, key) for row, *_ in measured)
         return estimate([value for value in values if value is not None])
 
+    # Another target places the quantizers of an INT8 file elsewhere.
     shapes = {
-        (model, row.macs, row.float_compute_nodes) if row.macs else None for row, _ in measured
+        (model, row.macs, row.float_compute_nodes, *(target if model == INT8 else ()))
+        if row.macs
+        else None
+        for row, _, target in measured
     }
     return Timing(
         condition=condition,
         model=model,
-        p50=sure_estimate([row.p50_ms for row, _ in measured]),
+        p50=sure_estimate([row.p50_ms for row, *_ in measured]),
         p90=over("p90_ms"),
         p99=over("p99_ms"),
         speedup=None if model == DENSE else over("speedup"),
-        noisy=sum(row.noisy for row, _ in measured),
-        slower=sum(bool(row.slower_than_dense) for row, _ in measured),
-        accuracy=estimate([a for _, a in measured if a is not None]),
+        noisy=sum(row.noisy for row, *_ in measured),
+        slower=sum(bool(row.slower_than_dense) for row, *_ in measured),
+        accuracy=estimate([a for _, a, _ in measured if a is not None]),
         shape=shapes.pop() if len(shapes) == 1 else None,
     )
