@@ -29,6 +29,7 @@ from pqd.constraints.quantization import FakeQuantization
 from pqd.export.executorch_file import write_executorch
 from pqd.export.onnx_file import write_onnx
 from pqd.measure import provenance
+from pqd.measure.cpu import thread_counts
 from pqd.measure.graph import Input
 from pqd.measure.protocol import summarize
 from pqd.measure.timings import measure, random_images
@@ -96,7 +97,7 @@ def compare(backbone: str, folder: Path, settings: RuntimeConfig) -> list[dict[s
         "bytes": {name: path.stat().st_size for name, path in files.items()},
     }
     rows = []
-    for threads in settings.threads:
+    for threads in thread_counts(settings.threads):
         times, others = measure(
             runtime, files, threads, random_images(Input(SHAPE), 1, settings.seed), settings
         )

@@ -28,7 +28,8 @@ def measure(run: Path, settings: RuntimeConfig) -> dict[str, Any]:
     from pqd.measure.graph import input_of
 
     models = {"dense": run / "dense.onnx", "final": run / "model.onnx"}
-    return latency(models, settings, input_of(models["final"]).shape)[-1]
+    taken = input_of(models["final"])
+    return latency(models, settings, taken.shape, uint8=taken.uint8)[-1]
 
 
 def main() -> None:

@@ -19,6 +19,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from pqd.measure.graph import input_of
+from pqd.measure.timings import random_images
+
 IMAGES = 500
 
 # Runs in the other interpreter, which knows nothing of pqd.
@@ -73,11 +76,9 @@ def main() -> None:
     print("|---|---:|---|---|---:|")
     for model in sorted(arguments.run.glob("*.onnx")):
         proto = onnx.load(model)
-        shape = [d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim[1:]]
         with tempfile.TemporaryDirectory() as folder:
             images = Path(folder, "images.npy")
-            generator = np.random.default_rng(0)
-            np.save(images, generator.standard_normal((IMAGES, *shape), dtype=np.float32))
+            np.save(images, random_images(input_of(model), IMAGES, 0))
             own = np.array(read(sys.executable, model, images)[0]["classes"])
             for found in (
                 row for python in arguments.pythons for row in read(python, model, images)

@@ -1,5 +1,6 @@
 """Tiny hand-made networks, and random images for them."""
 
+from collections import OrderedDict
 from collections.abc import Iterator
 
 import torch
@@ -44,6 +45,22 @@ def tiny(
     net.conv1 = nn.Conv2d(channels, 8, 3, padding=1, bias=False)
     net.fc = nn.Linear(8, classes)
     return net
+
+
+def random_slopes(classes: int, channels: int, image_size: int) -> Residual:
+    """One that ONNX has no operator for."""
+    return tiny(classes, channels, image_size, nn.RReLU())
+
+
+def like_timms(classes: int, channels: int, image_size: int, pretrained: bool) -> nn.Module:
+    """One with an argument that timm would load weights for."""
+    width = 6 if pretrained else 4
+    layers = {
+        "conv1": nn.Conv2d(channels, width, image_size),
+        "flatten": nn.Flatten(),
+        "fc": nn.Linear(width, classes),
+    }
+    return nn.Sequential(OrderedDict(layers))
 
 
 class PreActivation(nn.Module):

@@ -82,6 +82,19 @@ def test_what_runs_on_the_other_thread_of_a_core_counts(
     assert watched == [all_of_first]
 
 
+@pytest.mark.parametrize("file", ["cpu_capacity", "cpufreq/cpuinfo_max_freq"])
+def test_the_fastest_cores_come_first(monkeypatch, tmp_path, file):
+    for number, speed in enumerate([530, 530, 1024, 1024]):  # as many boards number them
+        told = tmp_path / f"cpu{number}" / file
+        told.parent.mkdir(parents=True)
+        told.write_text(f"{speed}\n")
+    monkeypatch.setattr(cpu, "TOPOLOGY", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    for quota, found in ((None, [2, 3, 0, 1]), (3, [2, 3, 0])):
+        monkeypatch.setattr(cpu, "_quota", lambda quota=quota: quota)
+        assert cpu.cores() == found
+
+
 @has_affinity
 def test_pinning_is_undone():
     before = os.sched_getaffinity(0)

@@ -2,8 +2,10 @@
 
 import os
 import resource
+import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -39,6 +41,23 @@ def test_tensors_are_synced_and_as_readable_as_any_file(tmp_path, monkeypatch):
     assert made.st_mode == (tmp_path / "a.txt").stat().st_mode
     assert made.st_ino in synced
     assert load_file(tmp_path / "a.safetensors")["a"].tolist() == [1, 1]
+
+
+def test_a_pipe_is_written_to(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write(tmp_path / "pipe", "a")
+    assert os.read(reader, 9) == b"a"
+    os.close(reader)
+    assert [path.is_fifo() for path in tmp_path.iterdir()] == [True]
+    write(Path(os.devnull), "a")
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+
+
+def test_a_name_may_be_as_long_as_the_system_takes(tmp_path):
+    path = tmp_path / ("長" * 80)  # 240 bytes
+    write(path, "a")
+    assert path.read_text() == "a"
 
 
 def test_an_error_names_the_file(tmp_path):

@@ -156,11 +156,20 @@ def test_the_content_of_a_file_counts_not_its_name(tmp_path):
     assert keys("a", "one")["prune"] == keys("c", "two")["prune"]
 
 
-def test_so_does_that_of_a_file_among_a_backbones_arguments(tmp_path):
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"checkpoint_path": "~/weights"},
+        {"parts": {"stem": {"file": "~/weights"}}},
+        {"parts": ["none", ["~/weights"]]},
+    ],
+)
+def test_so_does_that_of_a_file_among_a_backbones_arguments(tmp_path, monkeypatch, kwargs):
+    monkeypatch.setenv("HOME", str(tmp_path))
+
     def key(text):
         (tmp_path / "weights").write_text(text)
-        kwargs = {"checkpoint_path": str(tmp_path / "weights"), "drop_path_rate": 0.1}
-        given = BackboneConfig("timm", "resnet10t", kwargs)
+        given = BackboneConfig("timm", "resnet10t", {"drop_path_rate": 0.1} | kwargs)
         return identity.stage_keys(configs.config("none", backbone=given), FACTS)
 
     assert key("one") == key("one")

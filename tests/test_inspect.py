@@ -151,6 +151,18 @@ class TestSteps:
         assert found.left_out == ["onnxruntime: RuntimeError: no profile"]
         assert len(found.layers) == 3
 
+    def test_images_of_any_size_have_no_time(self, tmp_path):
+        path = float_network(tmp_path / "model.onnx")
+        network = onnx.load(path)
+        *_, height, width = network.graph.input[0].type.tensor_type.shape.dim
+        height.dim_value, width.dim_value = -1, 0
+        onnx.save(network, path)
+        found = look(path)
+        assert found.left_out == [
+            "time: the file takes images of any size; one of a fixed size shows it"
+        ]
+        assert [layer.time for layer in found.layers] == [{}, {}, {}]
+
 
 class TestErrors:
     def test_weights_of_another_tools_files(self, foreign):

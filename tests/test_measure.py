@@ -2,6 +2,7 @@ import json
 import os
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -39,6 +40,33 @@ def test_macs_are_counted_from_shapes(tmp_path):
     dense, int8 = float_network(tmp_path / "a.onnx"), int8_network(tmp_path / "b.onnx")
     assert measure.macs(dense) == 16 * 8 * 9 + 16 * 8 * 8 * 9 + 2 * 128
     assert measure.macs(int8) == 2 * 16
+
+
+def test_operators_of_a_runtime_need_no_import(tmp_path):
+    nodes = [
+        helper.make_node("Conv", ["input", "w"], ["a"], pads=[1] * 4),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("GlobalAveragePool", ["b"], ["c"]),
+        helper.make_node("Flatten", ["c"], ["logits"]),
+    ]
+    weight = np.ones((2, 1, 3, 3), np.float32)
+    model = write(tmp_path / "model.onnx", nodes, {"w": weight})
+    network = onnx.load(model)
+    network.graph.node[1].op_type, network.graph.node[1].domain = "QuickGelu", "com.microsoft"
+    onnx.save(network, model)
+    assert measure.macs(model) == 16 * 2 * 9
+    settings = RuntimeConfig(["onnxruntime"], [1], min_calls=1, min_seconds=0, blocks=1)
+    (row,) = measure.latency({"model": model}, settings, (1, 4, 4))
+    assert row["macs"] == 16 * 2 * 9
+
+
+def test_a_batch_size_of_minus_one_is_any(tmp_path):
+    model = float_network(tmp_path / "model.onnx")
+    network = onnx.load(model)
+    network.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    onnx.save(network, model)
+    assert graph.batch_size(model) is None
+    assert measure.macs(model) == 16 * 8 * 9 + 16 * 8 * 8 * 9 + 2 * 128
 
 
 def test_what_an_onnx_file_is(tmp_path):

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 import nets
 from nets import Residual, tiny
 from pqd import trainer
-from pqd.config import CacheConfig, TrainConfig
+from pqd.config import BackboneConfig, CacheConfig, TrainConfig
 from pqd.errors import UserError
 from pqd.stages import STAGES
 from tiny_runs import networks, of, run
@@ -104,6 +104,19 @@ class TestMistakes:
         monkeypatch.setattr(trainer.training, "fit", None)
         with pytest.raises(UserError, match="stage quantize: backbone layer conv2 pads with"):
             run(tmp_path, "dq")
+
+    def test_what_cannot_be_exported_is_refused_before_anything_is_trained(
+        self, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr(trainer.training, "fit", None)
+        slopes = BackboneConfig("nets.random_slopes", "mine")
+        with pytest.raises(UserError, match=r"mine cannot be exported to ONNX: .*aten.rrelu"):
+            run(tmp_path, "p", backbone=slopes)
+
+    def test_a_builder_of_ones_own_gets_all_its_arguments_back(self, tmp_path):
+        given = BackboneConfig("nets.like_timms", "mine", {"pretrained": True})
+        record = run(tmp_path, "p", backbone=given)
+        assert [net.conv1.out_channels for net in networks(tmp_path, record)] == [6, 6]
 
     def test_cuda_where_there_is_none(self, tmp_path):
         if torch.cuda.is_available():

@@ -116,6 +116,13 @@ class TestBatchNorm:
         assert model.bn1.momentum == nn.BatchNorm2d(1).momentum
         assert not any(module.training for module in model.modules())
 
+    def test_those_of_vectors_are_too(self):
+        model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3 * 64))
+        batches = [images(16, seed=s) for s in range(2)]
+        reestimate_batch_norm(model, batches)
+        mean = torch.stack([batch.flatten(1).mean(0) for batch in batches]).mean(0)
+        assert torch.allclose(model[1].running_mean, mean, atol=1e-6)
+
     @pytest.mark.parametrize("wanted", [False, True])
     def test_the_stage_does_so_where_asked(self, wanted):
         model = traced(Residual)

@@ -1,6 +1,7 @@
 """What `fit` promises: metrics, seeds, hooks, its learning rate and its optimizer."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,7 +27,22 @@ def test_learns_and_reports_every_metric():
     assert all(metrics["loss"] == metrics["task_loss"] for metrics in history)
     assert [untimed([m]) for m in reported] == [untimed([m]) for m in history]
     assert reported[-1]["eta_s"] == 0
-    assert reported[0]["eta_s"] == 7 * reported[0]["seconds"]
+
+
+def test_what_is_done_before_a_step_is_no_time_of_an_epochs(monkeypatch):
+    now = itertools.count()
+    clock = SimpleNamespace(perf_counter=lambda: next(now) + waited[0])
+    waited, reported = [0], []
+    monkeypatch.setattr(training, "time", clock)
+
+    def before_step(step):
+        waited[0] += 1000 if step == 0 else 0
+
+    train(network(), epochs=2, before_step=before_step, on_epoch=reported.append)
+    first, second = reported
+    assert first["seconds"] == second["seconds"] + 1000
+    assert first["images_per_s"] == second["images_per_s"]
+    assert first["eta_s"] < 1000
 
 
 def test_without_validation_there_is_no_validation_accuracy():

@@ -165,7 +165,7 @@ class Cache:
             now = datetime.now(UTC).isoformat(timespec="seconds")
             manifest: dict[str, Any] = told | {"made": now, "files": facts}
             for path in made:
-                _sync(path)
+                files.sync(path)
             files.write_json(temporary / MANIFEST, manifest)
             shutil.rmtree(final, ignore_errors=True)
             os.rename(temporary, final)
@@ -210,8 +210,3 @@ def _removed_on_error(folder: Path) -> Iterator[None]:
             code = int(match[1])  # so says what is written in Rust, e.g. safetensors
             raise OSError(code, os.strerror(code), str(folder)) from error
         raise
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

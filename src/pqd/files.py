@@ -13,22 +13,32 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+DEVICES = Path("/dev")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Opens a file that takes the place of `path` when the block ends without an error.
 
-    Several processes may replace one file at once: readers see one of the contents, whole.
+    Several processes may replace one file at once: readers see one of the contents, whole. A
+    device or a pipe is not replaced but written to.
 
     Raises:
         OSError: the folder cannot be written to, or the disk is full; it names `path`, which stays
             as it was.
     """
-    temporary = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}.part")
+    if path.parent == DEVICES or (path.exists() and not (path.is_file() or path.is_dir())):
+        with path.open("wb") as file:
+            yield file
+        return
+    name = os.fsencode(path.name)[:100].decode(errors="ignore")  # its length is limited in bytes
+    temporary = path.with_name(f".{name}.{uuid.uuid4().hex}.part")
     try:
         with temporary.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if not file.closed:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
         with suppress(OSError):
@@ -59,10 +69,16 @@ def write_tensors(path: Path, tensors: dict[str, "Tensor"]) -> None:
 
     with replacing(path) as file:
         mode = os.fstat(file.fileno()).st_mode
+        file.close()  # Windows replaces no open file
         save_file(tensors, file.name)  # puts a file there that is not synced, and its owner's alone
         os.chmod(file.name, S_IMODE(mode))
-        with open(file.name, "rb") as made:
-            os.fsync(made.fileno())
+        sync(Path(file.name))
+
+
+def sync(path: Path) -> None:
+    """Has a file written to the disk."""
+    with path.open("r+b") as file:  # Windows syncs none that is read only
+        os.fsync(file.fileno())
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Cache keys, the waves of a sweep and the averages of a report all ask here.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -68,12 +68,19 @@ def stage_keys(config: Config, facts: Mapping[str, Any] | None = None) -> dict[s
 
 def _files_among(kwargs: Mapping[str, Any]) -> dict[str, str]:
     """Returns what stands for the content of the files that a backbone's arguments name."""
-    given = {f"backbone.kwargs.{key}": value for key, value in kwargs.items()}
-    return {
-        key: content(key, Path(value))
-        for key, value in given.items()
-        if isinstance(value, str) and os.path.isfile(value)  # also of what no path can be
-    }
+    return {key: content(key, path) for key, path in _files("backbone.kwargs", kwargs)}
+
+
+def _files(key: str, value: Any) -> Iterator[tuple[str, Path]]:
+    """Finds the names of files in a setting, whatever it is made of."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _files(f"{key}.{name}", item)
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            yield from _files(f"{key}.{number}", item)
+    elif isinstance(value, str) and os.path.isfile(path := os.path.expanduser(value)):
+        yield key, Path(path)
 
 
 def wanted(config: Config) -> dict[str, str]:

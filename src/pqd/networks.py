@@ -38,7 +38,7 @@ class Blueprint:
     # how its images are normalised, in units of 1; None where an older file does not say
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    # what a function of one's own builds, by `_structure`; None where the backbone's name tells
+    # what a function of one's own builds, by `structure_of`; None where the backbone's name tells
     structure: str | None = None
 
     def examined(self) -> "Blueprint":
@@ -48,7 +48,7 @@ class Blueprint:
             UserError: see `pqd.backbones.build`.
         """
         own = "." in self.backbone.builder
-        return replace(self, structure=_structure(self.build())) if own else self
+        return replace(self, structure=structure_of(self.build())) if own else self
 
     def build(self) -> fx.GraphModule:
         """Builds the dense network; weights come from torch's global generator."""
@@ -85,7 +85,7 @@ def load_network(path: Path, *, quantized: bool = True) -> fx.GraphModule:
     with _naming(folder):
         blueprint = _blueprint(recipe)
         model = blueprint.build()
-        if blueprint.structure and blueprint.structure != _structure(model):
+        if blueprint.structure and blueprint.structure != structure_of(model):
             builder = blueprint.backbone.builder
             log.warning("%s: %s builds another network than the one saved", folder, builder)
         constraints.rebuild(model, recipe["constraints"])
@@ -122,7 +122,7 @@ def built_from(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _structure(model: fx.GraphModule) -> str:
+def structure_of(model: fx.GraphModule) -> str:
     """Returns 16 hex digits for the layers, their settings and the calls of a dense network."""
     return hashlib.sha256(str(model).encode()).hexdigest()[:16]
 
@@ -168,8 +168,9 @@ def _of_format_1(recipe: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _blueprint(recipe: dict[str, Any]) -> Blueprint:
     backbone = BackboneConfig(**recipe["blueprint"]["backbone"])
-    # The weights are in the file beside the recipe; a recipe must not fetch or open others.
-    backbone.kwargs = {k: v for k, v in backbone.kwargs.items() if k not in _WEIGHT_SOURCES}
+    if backbone.builder == "timm":
+        # The weights are in the file beside the recipe; a recipe must not fetch or open others.
+        backbone.kwargs = {k: v for k, v in backbone.kwargs.items() if k not in _WEIGHT_SOURCES}
     given: dict[str, Any] = recipe["blueprint"] | {"backbone": backbone}
     given |= {key: tuple(value) for key, value in given.items() if isinstance(value, list)}
     return Blueprint(**given)

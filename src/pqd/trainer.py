@@ -2,7 +2,9 @@
 
 import hashlib
 import logging
+import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +12,25 @@ import torch
 from torch import fx, nn
 
 from pqd import data, devices, training
-from pqd.artifact import Subject
+from pqd.artifact import MODEL, Subject
 from pqd.config import Config
 from pqd.constraints import constraints
 from pqd.constraints.fusion import fused
 from pqd.constraints.integers import round_biases
 from pqd.constraints.mask import sparsity
-from pqd.errors import UserError, naming
+from pqd.errors import UserError, naming, one_line
 from pqd.export.deploy import deployed
 from pqd.files import write_tensors
 from pqd.forecast import Forecast
 from pqd.graph.view import unsupported_layers
-from pqd.networks import Blueprint, load_network, save_network
+from pqd.networks import Blueprint, load_network, save_network, structure_of
 from pqd.progress import StageProgress
 from pqd.stages import STAGES, Context, Stage, spell, spelled
 
 UNSUPPORTED = "%s: neither pruned nor quantized, as only nn.Conv2d and nn.Linear are: %s"
 MODULES = "modules.safetensors"  # a stage's own, beside the network
+
+_EXPORTED: set[str] = set()  # structures, as that takes seconds
 
 log = logging.getLogger(__name__)
 
@@ -76,12 +80,38 @@ class Trainer:
             UserError: it does not, or something that a stage needs is not there.
         """
         model = self.blueprint.build()
+        self._try_export(model)
         for kind in order:
             with naming(f"stage {kind.name}"):
                 self._stage(kind, None).attach(model)
         deployed(model)
         if left := ", ".join(unsupported_layers(model)):
             log.warning(UNSUPPORTED, self.config.backbone.name, left)
+
+    def _try_export(self, model: fx.GraphModule) -> None:
+        """Exports a dense network that is not one of ours: who knows what its layers are.
+
+        Raises:
+            UserError: PyTorch cannot.
+        """
+        backbone = self.config.backbone
+        ours = "." not in backbone.builder and backbone.builder != "timm"
+        if ours or (structure := structure_of(model)) in _EXPORTED:
+            return
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                self._deployed.write(model, Path(folder, MODEL))
+        except UserError:
+            raise
+        except Exception as error:  # of other people's exporters and layers
+            log.debug("%s cannot be exported", backbone.name, exc_info=True)
+            cause: BaseException = error
+            while cause.__cause__ is not None:  # torch's own message tells of steps, not of layers
+                cause = cause.__cause__
+            raise UserError(
+                f"{backbone.name} cannot be exported to ONNX: {one_line(cause, named=True)}"
+            ) from error
+        _EXPORTED.add(structure)
 
     def train(
         self,
@@ -195,7 +225,7 @@ class Trainer:
 
 def _forecast(trainer: Trainer, epochs: int, shown: StageProgress) -> Forecast:
     gpu = trainer.device.type == "cuda"
-    wait = torch.cuda.synchronize if gpu else lambda: None
+    wait = partial(torch.cuda.synchronize, trainer.device) if gpu else lambda: None
     budget, steps = None if gpu else trainer.config.budget, len(trainer.batches)
     stages = 1 + len(spelled(trainer.config.order.name))
     return Forecast(epochs, steps, budget=budget, stages=stages, wait=wait, console=shown.console)

@@ -117,10 +117,12 @@ def fit(
         trained.train()
         names: list[str] = []
         sums: Tensor | float = 0.0
-        seen, rate = 0, lr
+        seen, rate, aside = 0, lr, 0.0
         for step, batch in enumerate(batches.epoch(epoch_seed), epoch * len(batches)):
             interrupts.check()
-            before_step(step)
+            begun = time.perf_counter()
+            before_step(step)  # may calibrate, or measure latencies: not what an epoch is made of
+            aside += time.perf_counter() - begun
             rate = learning_rate(step, steps, lr, settings.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -142,12 +144,12 @@ def fit(
         if validate is not None:
             metrics["validation_accuracy"] = validate(model)
         metrics["lr"] = rate
-        metrics["images_per_s"] = seen / (fitted - started)
+        metrics["images_per_s"] = seen / (fitted - started - aside)
         metrics["seconds"] = time.perf_counter() - started
         history.append(metrics)
         if checkpoint:
             checkpoints.save(checkpoint, run, trained, optimizer, history)
-        on_epoch(metrics | {"eta_s": (epochs - epoch - 1) * metrics["seconds"]})
+        on_epoch(metrics | {"eta_s": (epochs - epoch - 1) * (metrics["seconds"] - aside)})
     return history
 
 

@@ -60,9 +60,11 @@ def look(
     left_out: list[str] = []
     times: dict[str, dict[str, float]] = {}
     others: dict[str, dict[str, float]] = {}
-    for runtime in runtimes:
+    example = _example(network)
+    if example is None:
+        left_out.append("time: the file takes images of any size; one of a fixed size shows it")
+    for runtime in runtimes if example is not None else ():
         try:
-            example = _example(network)
             times[runtime], others[runtime] = shares.time_shares(
                 network, found, runtime, example, seconds
             )
@@ -112,13 +114,18 @@ def _layers(model: Path, network: Any) -> list[graph.Node]:
     return found
 
 
-def _example(network: Any) -> NDArray[Any]:
-    """Random images, as the network's first input takes them: one, or its batch size."""
+def _example(network: Any) -> NDArray[Any] | None:
+    """Random images, as the network's first input takes them: one, or its batch size.
+
+    None where their size is not fixed.
+    """
     from onnx.helper import tensor_dtype_to_np_dtype
 
     weights = {tensor.name for tensor in network.graph.initializer}
     value = next(value for value in network.graph.input if value.name not in weights)
-    shape = [size or 1 for size in infer_shapes(network)[value.name]]
+    shape = infer_shapes(network)[value.name]
+    if min(shape, default=0) < 1:
+        return None
     images = 50 * np.random.default_rng(0).random(shape)
     return images.astype(tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
 

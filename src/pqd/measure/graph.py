@@ -94,7 +94,7 @@ def images_at_a_time(network: ModelProto) -> int | None:
     """The number of images that a network takes at a time; None if it takes any."""
     found = _inputs(network)
     dims = found[0].type.tensor_type.shape.dim if found else []
-    return dims[0].dim_value or None if dims else None
+    return dims[0].dim_value if dims and dims[0].dim_value > 0 else None  # some write -1 for any
 
 
 def is_quantized(model: Path) -> bool:
@@ -110,8 +110,11 @@ def macs(model: Path) -> int | None:
     Returns:
         The count; None where an operator that ONNX does not know hides the shapes.
     """
-    network = load(model)
-    shapes, total = infer_shapes(network), 0
+    network, total = load(model), 0
+    try:
+        shapes = infer_shapes(network)
+    except Exception:  # onnx raises almost anything; a runtime may run the file all the same
+        return None
     for node in network.graph.node:
         if node.op_type in WEIGHTS:
             count = node_macs(node, shapes)
@@ -128,14 +131,19 @@ def infer_shapes(network: ModelProto) -> dict[str, list[int]]:
     """
     import onnx
 
-    if images_at_a_time(network) is None:
+    imported = {"", *(entry.domain for entry in network.opset_import)}
+    # Runtimes know their own operators without an import, onnx does not.
+    unknown = {node.domain for node in network.graph.node} - imported
+    any_size = images_at_a_time(network) is None
+    if any_size or unknown:
         own, network = network, onnx.ModelProto()
         network.CopyFrom(own)
-        for value in _inputs(network)[:1]:
+        network.opset_import.extend(onnx.helper.make_opsetid(name, 1) for name in sorted(unknown))
+        for value in _inputs(network)[:1] if any_size else ():
             value.type.tensor_type.shape.dim[0].dim_value = 1
     graph = onnx.shape_inference.infer_shapes(network).graph
     return {
-        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        value.name: [max(dim.dim_value, 0) for dim in value.type.tensor_type.shape.dim]
         for value in (*graph.input, *graph.value_info, *graph.output)
     } | {tensor.name: list(tensor.dims) for tensor in graph.initializer}
 

@@ -23,6 +23,7 @@ from pqd.options import option
 from pqd.stages.base import Context, Digest, Stage
 from pqd.stages.registry import STAGES
 
+NORMS = nn.BatchNorm1d, nn.BatchNorm2d
 _LEARNED = "lsq"
 QUANTIZERS = ("abs_max", _LEARNED)
 _TRIED_ON = 512  # images of the validation split that each layer is tried on, at each width
@@ -149,7 +150,7 @@ class Quantize(Stage):
             model.train()
         if epoch >= self.batch_norm_epochs:
             for module in model.modules():
-                if isinstance(module, nn.BatchNorm2d):
+                if isinstance(module, NORMS):
                     module.eval()
 
     def finish(self, model: fx.GraphModule) -> dict[str, Any]:
@@ -204,7 +205,7 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> None:
         model: the network as it will be deployed, but for its batch norms.
         batches: images, [B, C, H, W] each; at least one batch.
     """
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in model.modules() if isinstance(module, NORMS)]
     usual = [norm.momentum for norm in norms]
     model.eval()
     for norm in norms:
