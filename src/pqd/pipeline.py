@@ -74,6 +74,7 @@ def run(config: Config, folder: Path) -> Result:
                 tracker.finish(found, [path for path in shown if path.exists()])
     show(stage_table(found))
     if found.status == "completed":
+        assert tracker is not None
         for line in ending(found, folder, tracker.told):
             show(line)
     return found

@@ -63,7 +63,9 @@ def look(
     example = _example(network)
     if example is None:
         left_out.append("time: the file takes images of any size; one of a fixed size shows it")
-    for runtime in runtimes if example is not None else ():
+    for runtime in runtimes:
+        if example is None:
+            break
         try:
             times[runtime], others[runtime] = shares.time_shares(
                 network, found, runtime, example, seconds

@@ -188,9 +188,10 @@ def _volumes(
                 found[run.seed, run.repetition][axes] = cost, run.accuracy
     most = max((len(points) for points in found.values()), default=0)
     by_seed = mean_by(
-        (seed, hypervolume(*map(list, zip(*points.values(), strict=True)), *reference))
+        (seed, hypervolume([c for c, _ in of], [a for _, a in of], *reference))
         for (seed, _), points in found.items()
-        if len(points) == most
+        for of in [points.values()]
+        if len(of) == most
     )
     return list(by_seed.values())
 
