@@ -114,6 +114,13 @@ def test_a_data_set_is_refused_from_the_first_byte_that_is_missing(monkeypatch):
         load_dataset(DatasetConfig("digits", "", image_size=100))
 
 
+def test_what_an_earlier_job_left_in_cycles_is_freed_first(monkeypatch):
+    collected = []
+    monkeypatch.setattr(memory.gc, "collect", lambda: collected.append(True))
+    monkeypatch.setattr(memory, "available", lambda: needed() if collected else 0)
+    assert load_dataset(DatasetConfig("digits", "", image_size=100)).test.images.shape[1] == 100
+
+
 def test_the_message_names_need_limit_and_what_would_fit(monkeypatch):
     limited(monkeypatch, 25 * MIB)
     with pytest.raises(UserError) as error:

@@ -1,5 +1,6 @@
 """Whether a data set fits into the memory there is: found out before it is decoded."""
 
+import gc
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import replace
@@ -51,6 +52,9 @@ def check(
         return round(MARGIN * _peak(replace(cfg, **changes), train, test, side, channels, stored))
 
     need = needed({})
+    if need > free:
+        gc.collect()  # an earlier job of this process may have left its images in a cycle
+        free = available()
     if need <= free:
         return
     size = cfg.image_size or side
