@@ -2,8 +2,8 @@
 # Ten minutes of one GPU, the most important first; what is done when time ends stays in OUT:
 #   benchmarks/gpu.sh OUT
 # (a) tests that need CUDA, and what each technique costs a step; (b, c) ResNet-18 dense, then pqd at
-# 90 % sparsity; (d) seeds of the paper's setting, six orders each. More settings for every run
-# follow OUT; on a machine without a GPU, to see that it works:
+# 90 % sparsity; (d) seeds of the paper's setting, six orders and the single techniques each. More
+# settings for every run follow OUT; on a machine without a GPU, to see that it works:
 #   BATCH=8 ROUNDS=2 benchmarks/gpu.sh /tmp/gpu budget=0.02 dataset.train_limit=256 backbone=resnet8
 set -uo pipefail
 out=${1:?usage: gpu.sh OUT [SETTING...]}

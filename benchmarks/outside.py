@@ -80,7 +80,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8, help="of the training outside")
     parser.add_argument("--arguments", nargs="+", default=STAGES, help="of train.py")
     args = parser.parse_args()
-    dataset = data.load_dataset(DatasetConfig(name="cifar10", root=os.environ["PQD_DATA"]))
+    dataset = data.load_dataset(
+        DatasetConfig(name="cifar10", root=os.environ.get("PQD_DATA", "data"))
+    )
     model = trained(dataset.train, args.epochs)
     args.folder.mkdir(parents=True, exist_ok=True)
     checkpoint, run = args.folder / "resnet18.pth", args.folder / "run"

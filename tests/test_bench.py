@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from onnx import helper
 
+from pqd import cli
 from pqd.config import BackboneConfig, DatasetConfig, RuntimeConfig
 from pqd.constraints import attach
 from pqd.constraints.mask import Masks, masks
@@ -118,6 +119,23 @@ def test_torch_measures_the_dense_and_the_compressed_network(tmp_path, files, na
 def test_bench_checks_what_to_measure_in(tmp_path, runtime, message):
     with pytest.raises(UserError, match=message):
         list(bench.bench([int8_network(tmp_path / "a.onnx")], runtime))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--runtime", "onnxrt"], "--runtime onnxrt is unknown (did you mean onnxruntime?)"),
+        (["--threads", "-1"], "--threads -1 is too small; at least 0 is accepted"),
+        (["--batch", "0"], "--batch 0 is too small; at least 1 is accepted"),
+    ],
+)
+def test_the_command_names_its_flags(tmp_path, monkeypatch, capsys, flags, message):
+    model = str(int8_network(tmp_path / "a.onnx"))
+    monkeypatch.setattr("sys.argv", ["pqd", "bench", model, *flags])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 1
+    assert capsys.readouterr().err.startswith(f"pqd: {message}")
 
 
 def test_bench_shows_what_it_cannot_write(tmp_path, monkeypatch):

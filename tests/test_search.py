@@ -140,7 +140,9 @@ class TestStudy:
         assert (tmp_path / "journal").read_text() == content
 
     def test_a_limit_is_on_an_objective(self, tmp_path):
-        with pytest.raises(UserError, match=r"limits.latency_ms: the objectives are validation_"):
+        with pytest.raises(
+            UserError, match=r"hydra.sweeper.limits.latency_ms: the objectives are "
+        ):
             study(tmp_path, limits={"latency_ms": 1})
 
 

@@ -61,7 +61,7 @@ class TestSettings:
         given = config("d", distill=settings("distill", teacher=str(tmp_path)))
         assert len(stage_keys(given, {"images": ""})) == 2
         with pytest.raises(UserError, match=r"recipe\.json describes no network that can be "):
-            teachers.load(str(tmp_path), load_dataset(DatasetConfig("digits", "")))
+            teachers.load(teachers.KEY, str(tmp_path), load_dataset(DatasetConfig("digits", "")))
 
     def test_so_does_what_of_the_recipe_decides_outputs(self, tmp_path):
         blueprint = Blueprint(BackboneConfig("resnet8", "resnet8"), 10, 1, 8, (0.5,), (0.2,))

@@ -198,7 +198,8 @@ class TestRefused:
         save_network(rgb.build(), rgb, tmp_path)
         message = r"distill.teacher=\S+ has 3 channels, dataset digits has 1 channels$"
         assert re.match(message, self.refusal(teacher=str(tmp_path)))
-        assert re.match(message, self.refusal(teachers=[str(tmp_path)]))
+        listed = message.replace("teacher=", r"teachers\[0\]=")
+        assert re.match(listed, self.refusal(teachers=[str(tmp_path)]))
 
     def test_other_classes(self, tmp_path):
         seven = Blueprint(BackboneConfig("resnet8", "resnet8"), 7, 1, 8)
@@ -252,7 +253,7 @@ class TestForeign:
         split = data.Split(torch.randint(256, (8, 16, 16, 3), dtype=torch.uint8), torch.arange(8))
         dataset = replace(run.dataset, train=split, mean=(0.1, 0.2, 0.3), std=(0.2, 0.2, 0.4))
         given = ForeignTeacher("test_resnet", str(tmp_path / "w.pth"), image_size=16)
-        teacher = teachers.load(given, dataset)
+        teacher = teachers.load(teachers.KEY, given, dataset)
         ours = data.normalise(split.images, dataset.mean, dataset.std)
         theirs = data.normalise(split.images, tuple(known["mean"]), tuple(known["std"]))
         assert torch.allclose(teacher(ours), net(theirs), atol=1e-4)

@@ -159,8 +159,14 @@ def _bench(arguments: argparse.Namespace) -> None:
     runtime = RuntimeConfig(
         names=arguments.runtime, threads=arguments.threads, batch_sizes=arguments.batch
     )
-    for path in bench(arguments.paths, runtime, show):
-        print(path)
+    try:
+        for path in bench(arguments.paths, runtime, show):
+            print(path)
+    except UserError as error:
+        line = str(error)
+        for key, flag in (("names", "runtime"), ("threads", "threads"), ("batch_sizes", "batch")):
+            line = line.replace(f"runtime.{key}=", f"--{flag} ")
+        raise UserError(line) from None
 
 
 def _predict(arguments: argparse.Namespace) -> int:

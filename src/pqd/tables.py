@@ -226,8 +226,7 @@ def _number(value: float | None, form: str, scale: float = 1) -> str:
 
 
 def _setting(row: Latency) -> str:
-    threads = "all cores" if row.threads == 0 else words.count(row.threads, "thread")
-    return f"{threads}, batch {row.batch_size}"
+    return f"{words.count(row.threads, 'thread')}, batch {row.batch_size}"
 
 
 def _where(row: Latency) -> str:

@@ -20,7 +20,7 @@ def rows(loaded: Loaded) -> list[dict[str, Any]]:
 
     `variant` holds swept keys other than backbone, data set, order, seed and the axes. Latency
     columns are `{runtime}_t{threads}_b{batch size}_{model}_{p50_ms|p90_ms|p99_ms|speedup}`
-    (threads 0: all cores). Accuracies and sparsities are in %, sizes in bytes, times in s.
+    Accuracies and sparsities are in %, sizes in bytes, times in s.
     `result_sha256` is the digest of the run's result.json.
     """
     runs = variants(distinct(loaded.runs)[0])

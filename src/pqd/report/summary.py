@@ -20,7 +20,7 @@ class Condition:
     """Where latency was measured."""
 
     machine: str
-    threads: int  # 0 is all cores
+    threads: int
     batch_size: int
     runtime: str
 

@@ -98,7 +98,7 @@ class Latency(_Checked):
 
     runtime: str
     model: str  # one of the four above
-    threads: int  # 0 is all cores
+    threads: int
     batch_size: int
     p50_ms: float
     p90_ms: float | None = None

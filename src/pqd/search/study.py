@@ -73,7 +73,9 @@ class Study:
         if not objectives:
             raise UserError(f"objectives=[] is empty; give some of {', '.join(OBJECTIVES)}")
         if other := sorted(set(self.limits) - set(self.objectives)):
-            raise UserError(f"limits.{other[0]}: the objectives are {', '.join(self.objectives)}")
+            raise UserError(
+                f"hydra.sweeper.limits.{other[0]}: the objectives are {', '.join(self.objectives)}"
+            )
         directions = [_DIRECTION[OBJECTIVES[name].maximise] for name in self.objectives]
         self._study = _opened(file, directions)
         what = {

@@ -1,8 +1,7 @@
 """Knowledge distillation from a dense teacher."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, make_dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from pqd.stages.base import Context, Digest, Stage
 from pqd.stages.losses import LOSSES
 from pqd.stages.outside import accuracy, examine
 from pqd.stages.registry import STAGES
-from pqd.stages.teachers import ForeignTeacher, Spec
+from pqd.stages.teachers import ForeignTeacher, Teacher
 
 
 @dataclass
@@ -102,8 +101,9 @@ class Distill(Stage):
             others = {k: v for k, v in found.items() if not k.startswith(f"{cls.name}.teacher")}
             return others | {f"{cls.name}.teacher": keys[BASELINE]}
         if isinstance(settings.teacher, str):
-            found[f"{cls.name}.teacher"] = teachers.content(settings.teacher, digest)
-        several = [teachers.content(given, digest) for given in settings.teachers]
+            found[teachers.KEY] = teachers.content(teachers.KEY, settings.teacher, digest)
+        named = teachers.named(settings.teachers)
+        several = [teachers.content(key, given, digest) for key, given in named.items()]
         return found | {f"{cls.name}.teachers": several}
 
     def attach(self, model: fx.GraphModule) -> None:
@@ -113,12 +113,14 @@ class Distill(Stage):
             UserError: see `pqd.stages.teachers.load`.
         """
         if self.specs:
-            self._ask([(teachers.name_of(spec), spec) for spec in self.specs])
+            images = self.context.dataset
+            self._ask({teachers.name_of(*s): teachers.load(*s, images) for s in self.specs.items()})
 
     def start(self, model: fx.GraphModule) -> None:
         """Loads the run's dense network as the teacher, and asks it where that is done once."""
         if self.teacher is None:
-            self._ask([("the dense network, the teacher", str(self.context.baseline))])
+            name, folder = "the dense network, the teacher", str(self.context.baseline)
+            self._ask({name: teachers.load(teachers.KEY, folder, self.context.dataset)})
         if self.options.cache_logits:
             self.known = self._logits()
 
@@ -152,16 +154,14 @@ class Distill(Stage):
             targets = self.teacher(batch.images)
         return targets.clone()  # outside, as what the loss keeps for its gradient
 
-    def _ask(self, named: Sequence[tuple[str, Spec]]) -> None:
-        """Loads the teachers, each with its name, and shows what they are worth."""
-        found = [teachers.load(spec, self.context.dataset) for _, spec in named]
-        names = [name for name, _ in named]  # several may share one
-        accuracies = list(map(partial(examine, self.context), found, names))
+    def _ask(self, found: Mapping[str, Teacher]) -> None:
+        """Takes the teachers, by their names, and shows what they are worth."""
+        accuracies = [examine(self.context, teacher, name) for name, teacher in found.items()]
         if len(found) == 1:
-            self.teacher, self.teacher_accuracy = found[0], accuracies[0]
+            [self.teacher], [self.teacher_accuracy] = found.values(), accuracies
         else:
-            self.teacher = teachers.Average(found)
-            name = f"{teachers.KEY}, the mean of {len(found)}"
+            self.teacher = teachers.Average(list(found.values()))
+            name = f"{teachers.KEY}s, the mean of {len(found)}"
             self.teacher_accuracy = examine(self.context, self.teacher, name)
 
     @torch.no_grad()

@@ -95,7 +95,7 @@ class Average(nn.Module):
         return torch.stack([teacher(images) for teacher in self.teachers]).mean(0)
 
 
-def parse(teacher: Any, teachers: list[Any]) -> list[Spec]:
+def parse(teacher: Any, teachers: list[Any]) -> dict[str, Spec]:
     """Reads the settings `distill.teacher` and `distill.teachers`.
 
     Args:
@@ -103,16 +103,21 @@ def parse(teacher: Any, teachers: list[Any]) -> list[Spec]:
         teachers: paths, and the fields of a `ForeignTeacher` by name.
 
     Returns:
-        What is to be loaded; nothing where the teacher is the run's own dense network.
+        What is to be loaded, by its key; nothing where the run's own dense network teaches.
 
     Raises:
         UserError: it is none of these, or both are given.
     """
-    one = [] if teacher in (None, ForeignTeacher()) else [_spec(KEY, teacher)]
-    several = [_spec(f"{KEY}s[{index}]", given) for index, given in enumerate(teachers)]
+    one = {} if teacher in (None, ForeignTeacher()) else {KEY: teacher}
+    several = named(teachers)
     if one and several:
         raise UserError(f"give {KEY} or {KEY}s, not both; all in the list are averaged")
-    return one + several
+    return {key: _spec(key, given) for key, given in (one | several).items()}
+
+
+def named(teachers: list[Any]) -> dict[str, Any]:
+    """Returns the entries of `distill.teachers` by their keys."""
+    return {f"{KEY}s[{index}]": given for index, given in enumerate(teachers)}
 
 
 def _spec(key: str, given: Any) -> Spec:
@@ -147,34 +152,40 @@ def foreign(key: str, given: dict[str, Any]) -> ForeignTeacher:
     return found
 
 
-def content(given: Any, digest: Callable[[str, Path], str] | None) -> Any:
+def content(key: str, given: Any, digest: Callable[[str, Path], str] | None) -> Any:
     """Returns, of `distill.teacher` or one of `distill.teachers`, what a cache key depends on.
 
     Args:
+        key: the setting, for messages.
         given: see `parse`.
         digest: as of `pqd.options.selected`.
     """
     if digest is None:
         return given
     if isinstance(given, dict) and "checkpoint" in given:
-        whole = asdict(foreign(KEY, given))  # however much of it is spelled out
-        return whole | {"checkpoint": digest(KEY, Path(str(given["checkpoint"])))}
+        whole = asdict(foreign(key, given))  # however much of it is spelled out
+        return whole | {"checkpoint": digest(key, Path(str(given["checkpoint"])))}
     path = Path(str(given))
-    return {"weights": digest(KEY, path), "built_from": built_from(path)}
+    return {"weights": digest(key, path), "built_from": built_from(path)}
 
 
-def load(spec: Spec, dataset: Dataset) -> Teacher:
+def load(key: str, spec: Spec, dataset: Dataset) -> Teacher:
     """Loads a teacher for the images of a data set.
+
+    Args:
+        key: the setting that names it, for messages.
+        spec: what to load.
+        dataset: of the student.
 
     Raises:
         UserError: its file cannot be read, or it takes or returns something else.
     """
-    name, classes = name_of(spec), len(dataset.classes)
+    name, classes = name_of(key, spec), len(dataset.classes)
     _, size, _, channels = dataset.train.images.shape
     teacher = (
-        _load_saved(Path(spec), dataset)
+        _load_saved(name, Path(spec), dataset)
         if isinstance(spec, str)
-        else _load_foreign(spec, dataset, classes, channels, size)
+        else _load_foreign(key, spec, dataset, classes, channels, size)
     )
     try:
         with torch.inference_mode():
@@ -186,11 +197,11 @@ def load(spec: Spec, dataset: Dataset) -> Teacher:
     return teacher
 
 
-def name_of(spec: Spec) -> str:
+def name_of(key: str, spec: Spec) -> str:
     """Returns what a teacher is called in messages."""
     if isinstance(spec, str):
-        return f"{KEY}={spec}"
-    return f"{KEY}.checkpoint={spec.checkpoint}"
+        return f"{key}={spec}"
+    return f"{key}.checkpoint={spec.checkpoint}"
 
 
 def frozen(teacher: fx.GraphModule) -> fx.GraphModule:
@@ -203,7 +214,7 @@ def frozen(teacher: fx.GraphModule) -> fx.GraphModule:
     return folded
 
 
-def _load_saved(folder: Path, dataset: Dataset) -> Teacher:
+def _load_saved(name: str, folder: Path, dataset: Dataset) -> Teacher:
     images = load_blueprint(folder)
     channels, classes = dataset.train.images.shape[-1], len(dataset.classes)
     for what, its, ours in (
@@ -211,15 +222,13 @@ def _load_saved(folder: Path, dataset: Dataset) -> Teacher:
         ("classes", images.classes, classes),
     ):
         if its != ours:
-            raise UserError(
-                f"{KEY}={folder} has {its} {what}, dataset {dataset.name} has {ours} {what}"
-            )
+            raise UserError(f"{name} has {its} {what}, dataset {dataset.name} has {ours} {what}")
     network = frozen(load_network(folder))
     return Teacher(network, dataset, images.image_size, images.mean, images.std)
 
 
 def _load_foreign(
-    spec: ForeignTeacher, dataset: Dataset, classes: int, channels: int, size: int
+    key: str, spec: ForeignTeacher, dataset: Dataset, classes: int, channels: int, size: int
 ) -> Teacher:
     from pqd.backbones.build import BUILDERS
 
@@ -230,32 +239,32 @@ def _load_foreign(
         size = spec.image_size or size
         network: Any = BUILDERS[spec.backbone](classes, channels, size)
     else:
-        network = _of_timm(spec.backbone, classes, channels, spec.image_size)
+        network = _of_timm(key, spec.backbone, classes, channels, spec.image_size)
         known = network.pretrained_cfg  # by timm, of the weights that it offers itself
         size = spec.image_size or known["input_size"][-1]
         if channels == len(known["mean"]):
             mean, std = mean or known["mean"], std or known["std"]
     for what, values in (("mean", mean), ("std", std)):
         if values is not None and len(values) != channels:
-            raise UserError(f"{KEY}.{what}={list(values)} must be {channels} numbers, as channels")
+            raise UserError(f"{key}.{what}={list(values)} must be {channels} numbers, as channels")
     load_weights(network, Path(spec.checkpoint))
     return Teacher(network, dataset, size, mean, std)
 
 
-def _of_timm(name: str, classes: int, channels: int, image_size: int | None) -> Any:
+def _of_timm(key: str, name: str, classes: int, channels: int, image_size: int | None) -> Any:
     import timm  # takes seconds
 
     if not timm.is_model(name):
         near = nearest(name, timm.list_models(), most=3)
         hint = f"; nearest: {', '.join(near)}" if near else ""
-        raise UserError(f"{KEY}.backbone={name} is unknown to timm {timm.__version__}{hint}")
+        raise UserError(f"{key}.backbone={name} is unknown to timm {timm.__version__}{hint}")
     try:
         network: Any = timm.create_model(name, num_classes=classes, in_chans=channels)
         if image_size is not None and hasattr(network, "set_input_size"):
             network.set_input_size((image_size, image_size))  # of transformers
     except Exception as error:  # timm's networks check their arguments in many ways
         raise UserError(
-            f"timm cannot build {KEY}.backbone={name}: {one_line(error, named=True)}"
+            f"timm cannot build {key}.backbone={name}: {one_line(error, named=True)}"
         ) from error
     return network
 
