@@ -193,50 +193,6 @@ def test_runs_beside_each_other_are_told_only_where_nothing_watched_the_cores(tm
     assert disturbances(run for run in runs if run.seed == 1) == {}
 
 
-# --- orders of one shape
-
-
-def test_orders_of_one_shape_are_not_ranked_by_latency(tmp_path):
-    for order, ms in {"pqd": 1.0, "pdq": 2.0, "d": 5.0}.items():
-        data = result(order, runtimes=("onnxruntime",), threads=(1,), accuracy=80.0 + ms)
-        for row in data.final.latency:
-            row.p50_ms = 7.0 if row.model == "dense" else ms
-        write(tmp_path, data)
-    build([tmp_path], tmp_path / "out", figures=False)
-    text = (tmp_path / "out" / "report.md").read_text()
-    assert "(the same MACs in the same graph) are deployed by pqd and pdq. What differs" in text
-    frontier = view(load([tmp_path])).families[0].frontiers[1]
-    assert frontier.shared == [["pqd", "pdq"]]
-    assert {p.order: (p.cost, p.dominated) for p in frontier.points} == {
-        "dense": (7.0, False),
-        "pqd": (1.5, True),
-        "pdq": (1.5, False),
-        "d": (5.0, False),
-    }
-    other = result("pdq", runtimes=("onnxruntime",), threads=(1,), accuracy=80.0)
-    for row in other.final.latency:
-        row.float_compute_nodes = 3  # another graph
-    write(tmp_path, other)
-    assert view(load([tmp_path])).families[0].frontiers[1].shared == []
-
-
-def test_quantizers_for_another_engine_are_another_graph(tmp_path):
-    for target, ms in {"onnxruntime": 1.0, "openvino": 2.0}.items():
-        for seed in range(2):
-            data = result("q", seed, runtimes=("onnxruntime",), threads=(1,))
-            data.config["target"] = {"names": [target]}
-            data.name += target
-            for row in data.final.latency:
-                row.p50_ms = ms + seed
-            write(tmp_path, data)
-    frontier = view(load([tmp_path])).families[0].frontiers[1]
-    assert frontier.shared == []
-    assert {p.order: p.cost for p in frontier.points if p.order != "dense"} == {
-        "target=onnxruntime": 1.5,
-        "target=openvino": 2.5,
-    }
-
-
 # --- per order
 
 

@@ -1,4 +1,4 @@
-"""The report's figures: what stands at the margin, and other people's stages."""
+"""The report's figures: what stands at the margin, what has one latency, other people's stages."""
 
 import json
 
@@ -10,7 +10,7 @@ from pqd.report.load import load
 from pqd.report.view import view
 from pqd.result import DENSE
 from report_page import Links
-from report_runs import write_orders
+from report_runs import result, write, write_orders
 
 
 @pytest.fixture(params=[True, False], ids=["registered", "unknown"])
@@ -81,3 +81,44 @@ def test_one_seed_has_no_dash_for_an_interval(tmp_path):
     figure = figures.frontier(report.families[0].frontiers[0], report.looks)
     bars = [trace["error_y"] for trace in figure["data"] if "error_y" in trace]
     assert [(bar["array"], bar["width"]) for bar in bars] == [([0], 0)] * 2  # dense too
+
+
+def test_orders_of_one_shape_are_not_ranked_by_latency(tmp_path):
+    for order, ms in {"pqd": 1.0, "pdq": 2.0, "d": 5.0}.items():
+        data = result(order, runtimes=("onnxruntime",), threads=(1,), accuracy=80.0 + ms)
+        for row in data.final.latency:
+            row.p50_ms = 7.0 if row.model == "dense" else ms
+        write(tmp_path, data)
+    build([tmp_path], tmp_path / "out", figures=False)
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "(the same MACs in the same graph) are deployed by pqd and pdq. What differs" in text
+    frontier = view(load([tmp_path])).families[0].frontiers[1]
+    assert frontier.shared == [["pqd", "pdq"]]
+    assert {p.order: (p.cost, p.dominated) for p in frontier.points} == {
+        "dense": (7.0, False),
+        "pqd": (1.5, True),
+        "pdq": (1.5, False),
+        "d": (5.0, False),
+    }
+    other = result("pdq", runtimes=("onnxruntime",), threads=(1,), accuracy=80.0)
+    for row in other.final.latency:
+        row.float_compute_nodes = 3  # another graph
+    write(tmp_path, other)
+    assert view(load([tmp_path])).families[0].frontiers[1].shared == []
+
+
+def test_quantizers_for_another_engine_are_another_graph(tmp_path):
+    for target, ms in {"onnxruntime": 1.0, "openvino": 2.0}.items():
+        for seed in range(2):
+            data = result("q", seed, runtimes=("onnxruntime",), threads=(1,))
+            data.config["target"] = {"names": [target]}
+            data.name += target
+            for row in data.final.latency:
+                row.p50_ms = ms + seed
+            write(tmp_path, data)
+    frontier = view(load([tmp_path])).families[0].frontiers[1]
+    assert frontier.shared == []
+    assert {p.order: p.cost for p in frontier.points if p.order != "dense"} == {
+        "target=onnxruntime": 1.5,
+        "target=openvino": 2.5,
+    }
