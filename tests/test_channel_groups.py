@@ -5,6 +5,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+import odd_nets
 from nets import PreActivation, Residual, traced
 from pqd.backbones import build
 from pqd.config import BackboneConfig
@@ -12,6 +13,7 @@ from pqd.constraints import attach
 from pqd.constraints.lsq import LearnedSteps
 from pqd.constraints.quantization import FakeQuantization
 from pqd.graph.channels import channels
+from pqd.graph.trace import trace
 
 NAMED = ["resnet8", "resnet18", "resnet18_imagenet_stem", "resnet20", "vgg16_bn", "wrn28_10"]
 TIMM = [
@@ -250,3 +252,17 @@ def test_fake_quantizers_of_any_kind_pin_nothing(quantization):
     quantized = found(model)
     assert quantized.unsupported == ()
     assert sides(quantized.groups) == sides(dense.groups)
+
+
+@pytest.mark.parametrize("value", [3.0, 20.0, 300.0, 1e9])
+def test_the_value_of_a_constant_is_no_channel(value):
+    class Scaled(odd_nets.Odd):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("scale", torch.tensor(value))
+
+        def forward(self, x):
+            return super().forward(x) * self.scale
+
+    groups = found(trace(Scaled(), "scaled", (3, 8, 8))).groups
+    assert sorted(group.units for group in groups) == [16, 24]

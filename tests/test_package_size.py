@@ -63,6 +63,15 @@ class TestPackageSize:
         assert Layers(model).widths.sum() > before
         assert coded(model, None) <= 1.2 * 1024 - 64
 
+    def test_what_cannot_fit_is_said_and_ends(self, coded, caplog, monkeypatch):
+        model, constraint = sized(1.2)
+        equal = np.full((3, len(WIDTHS)), 20.0)  # a width more costs nothing
+        monkeypatch.setattr(Layers, "bytes", lambda self: equal)
+        coded.rest += 10**5
+        found = constraint.settle(model, None)["bits"]
+        assert not Layers(model).widths.any()
+        assert f"2 bits everywhere take {found['package_bytes']} bytes" in caplog.text
+
     @pytest.mark.parametrize("kind", [FakeQuantization, LearnedSteps])
     def test_at_the_end_layers_lose_bits_until_it_fits(self, coded, kind):
         model, constraint = sized(1.2, kind)

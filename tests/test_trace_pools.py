@@ -109,3 +109,10 @@ def test_an_adaptive_max_pool_of_even_windows_is_a_max_pool(size):
 def test_what_a_runtime_gets_wrong_is_refused(operation, message):
     with pytest.raises(UserError, match=f"=net cannot be exported: .* has {message}"):
         traced(nn.Sequential(operation))
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "circular", "replicate"])
+@pytest.mark.parametrize("padding", [0, 1])
+def test_zeros_around_a_convolution_stay_zeros(mode, padding):
+    convolution = nn.Conv2d(3, 8, 3, padding=padding, padding_mode=mode)
+    assert_same(nn.Sequential(nn.ZeroPad2d(1), convolution), 8)

@@ -101,7 +101,12 @@ class PackageSize(Constraint):
         while (size := packed(model, write)) > limit and layers.widths.any():
             sizes, now = layers.bytes(), layers.widths
             smaller = _total(sizes, now) - (size - limit)
-            self._use(model, layers, allocate(_losses(model), sizes, smaller, now))
+            chosen = allocate(_losses(model), sizes, smaller, now)
+            if (chosen == now).all():  # of widths that take as many bytes it keeps the widest
+                chosen = np.maximum(now - 1, 0)
+            self._use(model, layers, chosen)
+        if size > limit:
+            log.warning("quantize.size_kib=%g: 2 bits everywhere take %d bytes", self.kib, size)
         if (lowered := int((trained - layers.widths).sum())) > 0:
             log.info("quantize.size_kib=%g: %d bits fewer at the stage's end", self.kib, lowered)
         sizes = layers.bytes()

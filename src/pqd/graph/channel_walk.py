@@ -161,7 +161,10 @@ class Walk(fx.Interpreter):
             value = self._understood(n, args, kwargs)
         except (RuntimeError, ValueError, IndexError, TypeError):
             value = None  # it takes a fixed number of channels, and says so in some way
-        return self._unknown(n, (args, kwargs)) if value is None else value
+        if value is not None:
+            return value
+        read = [self.env[node] for node in self.view.activations(n)]  # constants hold no names
+        return self._unknown(n, read)
 
     def _unknown(self, node: fx.Node, read: Any) -> Any:
         """Pins what a node reads and writes, and names it if that costs anything."""

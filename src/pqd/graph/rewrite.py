@@ -140,7 +140,7 @@ class Rewriter:
         if min(padding) < 0:
             return False
         if type(layer) is nn.Conv2d and value == 0 and (left, top) == (right, bottom):
-            if isinstance(layer.padding, str):
+            if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
                 return False
             layer.padding = (layer.padding[0] + top, layer.padding[1] + left)
             return True
