@@ -65,14 +65,15 @@ def unmeasured(monkeypatch):
 
 
 @pytest.fixture
-def hydra():
-    """Hydra, with the configuration of train.py."""
+def hydra(tmp_path, monkeypatch):
+    """Hydra, with the configuration of train.py, in a folder of its own: no cache is there yet."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     from pqd import schema
 
+    monkeypatch.chdir(tmp_path)
     schema.register()
-    conf = Path(__file__).parents[1] / "conf"
+    conf = Path(__file__).resolve().parents[1] / "conf"
     with initialize_config_dir(str(conf), version_base="1.3"):
         yield GlobalHydra.instance().hydra
