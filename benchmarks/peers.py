@@ -70,7 +70,7 @@ def compare(
         contestant that is not ours, `over_peer` that relative to the one named in `BARS`.
     """
     images = np.random.default_rng(0).standard_normal((1, *SHAPE), dtype=np.float32)
-    with get("torch").threads(threads), get("openvino").threads(threads), pinned(threads):
+    with pinned(threads, get("torch"), get("openvino")):
         openers = {}
         for name, contestant in made.items():
             try:

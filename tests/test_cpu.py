@@ -77,7 +77,7 @@ def test_what_runs_on_the_other_thread_of_a_core_counts(
     quiet_ = SimpleNamespace(share=lambda: 0.0)
     monkeypatch.setattr(timings, "Others", lambda cpus: watched.append(cpus) or quiet_)
     monkeypatch.setattr(timings, "interleave", lambda *_: {})
-    monkeypatch.setattr(timings, "pinned", lambda _: nullcontext())
+    monkeypatch.setattr(timings, "pinned", lambda *_: nullcontext())
     timings.measure(runtimes.get("onnxruntime"), {}, 1, np.zeros(1, np.float32), RuntimeConfig())
     assert watched == [all_of_first]
 

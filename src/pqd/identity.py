@@ -5,7 +5,7 @@ Cache keys, the waves of a sweep and the averages of a report all ask here.
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -170,6 +170,16 @@ def owner(key: str) -> str | None:
     return group if group in STAGES else None
 
 
+def counts(key: str, order: Iterable[str]) -> bool:
+    """Tells whether a run of these stages has a setting: one of all stages, or of one of them.
+
+    Args:
+        key: dotted.
+        order: names of the stages after the baseline.
+    """
+    return owner(key) in (None, BASELINE, *order)
+
+
 def of_baseline(key: str) -> bool:
     """Tells whether a setting decides what the baseline is, and so all that comes after it."""
-    return owner(key) in (None, BASELINE) and not key.startswith(("order.", "target."))
+    return counts(key, ()) and not key.startswith(("order.", "target."))

@@ -9,7 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from pqd import data, identity, keys, options, pipeline, result, schema
-from pqd.config import BASELINE, Config
+from pqd.config import Config
 from pqd.errors import UserError, one_line
 from pqd.measure import provenance
 from pqd.options import Decides
@@ -71,8 +71,8 @@ def differences(before: Result, config: Config) -> Iterator[str]:
     yield from _differs("images", recorded, data.load_dataset(config.dataset).fingerprint)
     recorded_settings, unknown = dict(_flat(before.config)), []
     for key, value, given in options.leaves(config):
-        counts = given.decides not in (Decides.NOTHING, Decides.PLACE)
-        if not counts or identity.owner(key) not in (None, BASELINE, *before.order):
+        decides = given.decides not in (Decides.NOTHING, Decides.PLACE)
+        if not decides or not identity.counts(key, before.order):
             continue
         if key in recorded_settings:
             yield from _differs(key, recorded_settings[key], value)

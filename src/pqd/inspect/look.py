@@ -60,13 +60,12 @@ def look(
     left_out: list[str] = []
     times: dict[str, dict[str, float]] = {}
     others: dict[str, dict[str, float]] = {}
-    example = _example(network)
-    if example is None:
-        left_out.append("time: the file takes images of any size; one of a fixed size shows it")
     for runtime in runtimes:
-        if example is None:
-            break
         try:
+            if (example := _example(network)) is None:
+                reason = "the file takes images of any size; one of a fixed size shows it"
+                left_out.append(f"time: {reason}")
+                break
             times[runtime], others[runtime] = shares.time_shares(
                 network, found, runtime, example, seconds
             )

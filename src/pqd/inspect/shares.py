@@ -42,7 +42,7 @@ def time_shares(
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "model.onnx")
         onnx.save(named, model)
-        with one_at_a_time(), where.threads(1), pinned(1):
+        with one_at_a_time(), pinned(1, where):
             once = where.profile(model, 1, images, 1)
             ms = max(sum(step.ms for step in once), 1e-3)
             calls = min(max(round(1000 * seconds / ms), CALLS[0]), CALLS[1])

@@ -4,12 +4,15 @@ import logging
 import os
 import platform
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
+
+if TYPE_CHECKING:
+    from pqd.runtimes.base import Runtime
 
 log = logging.getLogger(__name__)
 
@@ -131,14 +134,26 @@ def thread_counts(requested: Sequence[int]) -> list[int]:
 
 
 @contextmanager
-def pinned(threads: int) -> Iterator[None]:
+def pinned(threads: int, *runtimes: "Runtime") -> Iterator[None]:
     """Keeps this process, with the threads it starts inside the block, on `threads` cores.
 
     Where the system has no affinity (macOS, Windows) only the runtimes' own thread counts hold.
+
+    Args:
+        threads: of each runtime, and how many cores.
+        runtimes: what is going to run. They are told before the process is pinned: one may take
+            the cores that it finds when it is first used for all there are.
     """
-    if not hasattr(os, "sched_setaffinity"):
+    with ExitStack() as stack:
+        for runtime in runtimes:
+            stack.enter_context(runtime.threads(threads))
+        if hasattr(os, "sched_setaffinity"):
+            stack.enter_context(_on(threads))
         yield
-        return
+
+
+@contextmanager
+def _on(threads: int) -> Iterator[None]:
     usual, before = os.sched_getaffinity(0), _affinities()
     chosen = cores()[:threads]
     try:

@@ -146,7 +146,7 @@ def measure(
         The times of each model, and the share of the cores' time that others took, on all hardware
         threads of each.
     """
-    with runtime.threads(threads), pinned(threads):
+    with pinned(threads, runtime):
         openers = {
             name: opener(runtime, source, threads, images) for name, source in sources.items()
         }

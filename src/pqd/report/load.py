@@ -11,9 +11,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from pqd.config import BASELINE
 from pqd.errors import UserError, one_line
-from pqd.identity import option_at, owner
+from pqd.identity import counts, option_at
 from pqd.options import Decides, Option
 from pqd.result import FILE, Bench, Final, Latency, Result, read, read_as
 from pqd.schema import defaults
@@ -118,8 +117,9 @@ def _run(
         raise ValueError(f"config.{missing[0]} is missing")
     settings = _defaults() | recorded  # what an older version had no setting for
     # A stage's settings decide nothing where the stage was not run.
-    stages = (None, BASELINE, *result.order)
-    counted = {k: v for k, v in settings.items() if owner(k) in stages and not k.startswith(OWN)}
+    counted = {
+        k: v for k, v in settings.items() if counts(k, result.order) and not k.startswith(OWN)
+    }
     deciding = {k: v for k, v in counted.items() if options(k).decides is Decides.OUTCOME}
     final = result.final
     # The cache may have handed the figures to this run from another machine and time.
@@ -130,8 +130,7 @@ def _run(
             measured.append(read_as(Bench, path))
         except (OSError, ValueError) as error:
             problems.append(_problem(path, error))
-    given = (key.lstrip("+") for key in result.config.get("searched", []))
-    searched = [key for key in given if is_number(deciding.get(key))]
+    searched = [key for key in searched_of(result) if is_number(deciding.get(key))]
     shown = {k for k in deciding if options(k).axis} | set(searched)
     axes = {k: float(v) for k, v in deciding.items() if k in shown and v != str(None)}
     return Run(
@@ -149,6 +148,12 @@ def _run(
         repetition=tuple(v for k, v in counted.items() if options(k).decides is Decides.REPEAT),
         measurements=by_machine(measured),
     )
+
+
+def searched_of(result: Result) -> list[str]:
+    """Returns what the search that a run is a trial of chose; nothing of any other run."""
+    # The plus is that of a setting which the configuration lacks, in an override.
+    return [key.lstrip("+") for key in result.config.get("searched", [])]
 
 
 def default_of(key: str) -> str | None:

@@ -3,8 +3,7 @@
 from collections import defaultdict
 from dataclasses import dataclass
 
-from pqd.config import BASELINE
-from pqd.identity import owner
+from pqd.identity import counts
 from pqd.report.cases import REFERENCE, Case, axis
 from pqd.report.load import default_of
 from pqd.report.paired import Paired, corrected
@@ -49,7 +48,7 @@ def _shown(key: str, cases: list[Case]) -> str:
         run.order
         for case in cases
         for run in case.runs
-        if owner(key) in (None, BASELINE, *run.stages)  # else it is in the case of every value
+        if counts(key, run.stages)  # else it is in the case of every value
     ]
     return REFERENCE if REFERENCE in runs else max(runs, key=runs.count, default="")
 

@@ -3,8 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable
 
-from pqd.config import BASELINE
-from pqd.identity import option_at, owner
+from pqd.identity import counts, option_at
 from pqd.report.load import Run, is_number
 
 Variant = tuple[Run, dict[str, str]]  # a run, and its swept settings by dotted key
@@ -55,9 +54,8 @@ def _no_word(value: str | None) -> bool:
 
 def _counted(run: Run, keys: Iterable[str]) -> dict[str, str]:
     """The values of those settings that the run's stages have; that of an unset one is None."""
-    stages = (None, BASELINE, *run.stages)
     settings = run.outcome | {key: str(value) for key, value in run.axes.items()}
-    return {key: settings.get(key, str(None)) for key in keys if owner(key) in stages}
+    return {key: settings.get(key, str(None)) for key in keys if counts(key, run.stages)}
 
 
 def _swept(runs: list[Run]) -> list[str]:

@@ -8,7 +8,7 @@ from pqd.objectives import OBJECTIVES, excess, values
 from pqd.report import words
 from pqd.report.cases import Case, cases
 from pqd.report.frontier import Frontier, frontiers
-from pqd.report.load import Run
+from pqd.report.load import Run, searched_of
 from pqd.report.summary import Condition, Key, Row, rows
 from pqd.report.swept import followers, variants
 from pqd.result import Result
@@ -62,8 +62,8 @@ class Search:
 
 def split(runs: list[Run]) -> tuple[list[Run], list[Run]]:
     """Separates the trials of searches from all other runs."""
-    trials = [run for run in runs if run.result.config.get("searched")]
-    return trials, [run for run in runs if not run.result.config.get("searched")]
+    trials = [run for run in runs if searched_of(run.result)]
+    return trials, [run for run in runs if not searched_of(run.result)]
 
 
 def searches(
@@ -85,7 +85,7 @@ def searches(
     stopped: dict[tuple[str, ...], list[Result]] = {label: [] for label in alike}
     others: list[Result] = []
     for result in unfinished:
-        by_search = result.status == "stopped" and result.config.get("searched")
+        by_search = result.status == "stopped" and searched_of(result)
         (stopped.get(_group(result), others) if by_search else others).append(result)
     return [_search(trials, stopped[label], where) for label, trials in alike.items()], others
 
@@ -131,15 +131,13 @@ def _search(runs: list[Run], stopped: list[Result], where: list[Condition]) -> S
 
 def _keys(runs: list[Run]) -> list[str]:
     """Returns the settings searched, but for the order; of a config group those that differ."""
-    given = (key.lstrip("+") for run in runs for key in run.result.config["searched"])
-    found: list[str] = []
-    for key in dict.fromkeys(given):
+    varied, found = variants(runs), list[str]()
+    for key in dict.fromkeys(key for run in runs for key in searched_of(run.result)):
         if any(key in run.axes or key in run.outcome for run in runs):
             found.append(key)
             continue
         own = [
-            (run, {k: v for k, v in of.items() if k.startswith(f"{key}.")})
-            for run, of in variants(runs)
+            (run, {k: v for k, v in of.items() if k.startswith(f"{key}.")}) for run, of in varied
         ]
         differing = dict.fromkeys(k for _, of in own for k in of)
         along = followers(own)

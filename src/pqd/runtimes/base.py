@@ -125,8 +125,7 @@ class Runtime(ABC):
     def threads(self, count: int) -> AbstractContextManager[None]:
         """Returns the block within which sessions of `count` threads are opened and run.
 
-        Enter it before the process is pinned: a runtime may take the cores that it finds when it is
-        first used for all there are.
+        `pqd.measure.cpu.pinned` enters it, before the process is pinned.
         """
         return nullcontext()
 
